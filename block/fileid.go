@@ -37,12 +37,12 @@ func DeriveFileID(mountID uint64, path, tag string, length, blockSize int64) Fil
 	b = append(b, idDomain...)
 	b = append(b, 0)
 	b = binary.LittleEndian.AppendUint64(b, mountID)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(path))) //nolint:gosec // paths are bounded far below 4 GiB
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(path)))
 	b = append(b, path...)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(tag))) //nolint:gosec // tags are bounded far below 4 GiB
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(tag)))
 	b = append(b, tag...)
-	b = binary.LittleEndian.AppendUint64(b, uint64(length))    //nolint:gosec // lengths are not negative
-	b = binary.LittleEndian.AppendUint64(b, uint64(blockSize)) //nolint:gosec // block sizes are positive
+	b = binary.LittleEndian.AppendUint64(b, uint64(length))
+	b = binary.LittleEndian.AppendUint64(b, uint64(blockSize))
 	sum := sha256.Sum256(b)
 	var id FileID
 	copy(id[:], sum[:])

@@ -1,6 +1,9 @@
 package block
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Sizes of the pieces of a file, in bytes.
 const (
@@ -18,8 +21,15 @@ type Extent struct {
 	Offset, Length int64
 }
 
-// End returns the offset of the first byte behind the extent.
-func (e Extent) End() int64 { return e.Offset + e.Length }
+// End returns the offset of the first byte behind the extent; the greatest
+// int64 where the sum would be more.
+func (e Extent) End() int64 {
+	end := e.Offset + e.Length
+	if e.Length > 0 && end < e.Offset {
+		return math.MaxInt64
+	}
+	return end
+}
 
 // IsEmpty reports whether the extent holds no byte.
 func (e Extent) IsEmpty() bool { return e.Length <= 0 }

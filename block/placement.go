@@ -39,9 +39,10 @@ func (p Placement) PlacesWhole(length int64) bool { return length <= p.WholeFile
 // the file ID and, for files above WholeFileLimit, the block index alone.
 //
 // The score of a worker is that of weighted rendezvous hashing:
-// -weight / ln(u), where u in (0, 1) comes from the top 53 bits of
-// mix(xxh64(file ID, u32 index) xor xxh64(worker ID)); index is 0xFFFFFFFF
-// for a file that is placed whole. Equal scores are ordered by worker ID.
+// -weight / ln(u), where u = (top + 0.5) / 2^52 lies in (0, 1) and top is the
+// upper 52 bits of mix64(xxh64(file ID, u32 index) xor xxh64(worker ID)). Both
+// xxh64 have seed 0; the index is little-endian, and 0xFFFFFFFF for a file
+// that is placed whole. Equal scores are ordered by worker ID.
 // Source: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005.
 func (p Placement) Owners(k Key, length int64, n int) []WorkerID {
 	index := k.Index
@@ -63,14 +64,15 @@ func (p Placement) Owners(k Key, length int64, n int) []WorkerID {
 			continue
 		}
 		h := mix64(keyHash ^ xxhash.Sum64String(string(w.ID)))
-		u := (float64(h>>11) + 0.5) / (1 << 53)
+		u := (float64(h>>12) + 0.5) / (1 << 52) // exact: 52 bits and a half fit a float64
 		all = append(all, scored{w.ID, -float64(w.Weight) / math.Log(u)})
 	}
 	slices.SortFunc(all, func(a, b scored) int {
 		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.id, b.id))
 	})
-	ids := make([]WorkerID, 0, min(n, len(all)))
-	for _, s := range all[:min(n, len(all))] {
+	all = all[:max(0, min(n, len(all)))]
+	ids := make([]WorkerID, 0, len(all))
+	for _, s := range all {
 		ids = append(ids, s.id)
 	}
 	return ids

@@ -41,6 +41,8 @@ const (
 	ticketFixed   = 1 + 1 + 2 + 4 + 8 + 8 + 8 + 8 + 16
 
 	flagUnsettled = 1 << 0
+
+	maxExpiry = 1 << 53 // Unix ms that every language's number holds exactly
 )
 
 // ClockSkew is how far the clocks of two machines may differ for a ticket's
@@ -61,16 +63,36 @@ func (t *Ticket) Derive() FileID {
 // to the other fields, so that nobody can fill one file's ID with another's
 // bytes. It does not look at expiry or signature.
 func (t *Ticket) Validate() error {
+	if err := t.checkBounds(); err != nil {
+		return err
+	}
+	if t.FileID.Kind() == Derived && t.FileID != t.Derive() {
+		return fmt.Errorf("ticket's file ID %s does not belong to its path and version", t.FileID)
+	}
+	return nil
+}
+
+// checkBounds checks that each field is one that the encoding can carry.
+func (t *Ticket) checkBounds() error {
 	if err := t.Geometry().Validate(); err != nil {
 		return err
 	}
-	switch {
-	case len(t.Path) > MaxPathLength:
-		return fmt.Errorf("ticket's path has %d bytes, at most %d are allowed", len(t.Path), MaxPathLength)
-	case len(t.Tag) > MaxTagLength:
-		return fmt.Errorf("ticket's version tag has %d bytes, at most %d are allowed", len(t.Tag), MaxTagLength)
-	case t.FileID.Kind() == Derived && t.FileID != t.Derive():
-		return fmt.Errorf("ticket's file ID %s does not belong to its path and version", t.FileID)
+	for _, f := range []struct {
+		name          string
+		length, bound int
+	}{
+		{"path", len(t.Path), MaxPathLength},
+		{"version tag", len(t.Tag), MaxTagLength},
+		{"identity", len(t.Identity), maxIdentity},
+		{"signature", len(t.Signature), maxSignature},
+	} {
+		if f.length > f.bound {
+			return fmt.Errorf("ticket's %s has %d bytes, at most %d are allowed", f.name, f.length, f.bound)
+		}
+	}
+	// An expiry of 0 ms would read as never.
+	if ms := t.Expiry.UnixMilli(); !t.Expiry.IsZero() && (ms <= 0 || ms > maxExpiry) {
+		return fmt.Errorf("ticket's expiry %v is out of range", t.Expiry)
 	}
 	return nil
 }
@@ -81,7 +103,8 @@ func (t *Ticket) ExpiredAt(now time.Time) bool {
 	return !t.Expiry.IsZero() && now.After(t.Expiry.Add(ClockSkew))
 }
 
-// AppendBinary appends the encoding of t to b. The encoding, little-endian:
+// AppendBinary appends the encoding of t to b. It fails if a field is out of
+// its bounds. The encoding, little-endian:
 //
 //	u8 version = 1 | u8 flags (bit 0 unsettled) | u16 reserved = 0 | u32 key ID
 //	u64 mount ID | u64 length | u64 block size | u64 expiry in Unix ms, 0 never
@@ -89,12 +112,15 @@ func (t *Ticket) ExpiredAt(now time.Time) bool {
 //	u32 n, n bytes path | u32 n, n bytes tag | u32 n, n bytes identity
 //	u32 n, n bytes signature
 func (t *Ticket) AppendBinary(b []byte) ([]byte, error) {
+	if err := t.checkBounds(); err != nil {
+		return b, err
+	}
 	b = t.AppendUnsigned(b)
 	return appendBytes(b, t.Signature), nil
 }
 
 // AppendUnsigned appends what a signature covers: the encoding without the
-// signature field.
+// signature field. It checks no bounds.
 func (t *Ticket) AppendUnsigned(b []byte) []byte {
 	var flags byte
 	if t.Unsettled {
@@ -103,11 +129,11 @@ func (t *Ticket) AppendUnsigned(b []byte) []byte {
 	b = append(b, ticketVersion, flags, 0, 0)
 	b = binary.LittleEndian.AppendUint32(b, t.KeyID)
 	b = binary.LittleEndian.AppendUint64(b, t.MountID)
-	b = binary.LittleEndian.AppendUint64(b, uint64(t.Length))    //nolint:gosec // not negative
-	b = binary.LittleEndian.AppendUint64(b, uint64(t.BlockSize)) //nolint:gosec // positive
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.Length))
+	b = binary.LittleEndian.AppendUint64(b, uint64(t.BlockSize))
 	var expiry uint64
 	if !t.Expiry.IsZero() {
-		expiry = uint64(t.Expiry.UnixMilli()) //nolint:gosec // after 1970
+		expiry = uint64(t.Expiry.UnixMilli())
 	}
 	b = binary.LittleEndian.AppendUint64(b, expiry)
 	b = append(b, t.FileID[:]...)
@@ -117,7 +143,7 @@ func (t *Ticket) AppendUnsigned(b []byte) []byte {
 }
 
 func appendBytes[T string | []byte](b []byte, s T) []byte {
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(s))) //nolint:gosec // bounded by Validate
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
 	return append(b, s...)
 }
 
@@ -138,10 +164,10 @@ func ParseTicket(b []byte) (*Ticket, error) {
 		Unsettled: b[1]&flagUnsettled != 0,
 		KeyID:     le.Uint32(b[4:]),
 		MountID:   le.Uint64(b[8:]),
-		Length:    int64(le.Uint64(b[16:])), //nolint:gosec // Validate refuses the negative
-		BlockSize: int64(le.Uint64(b[24:])), //nolint:gosec // Validate refuses the negative
+		Length:    int64(le.Uint64(b[16:])),
+		BlockSize: int64(le.Uint64(b[24:])),
 	}
-	if ms := le.Uint64(b[32:]); ms > 1<<53 {
+	if ms := le.Uint64(b[32:]); ms > maxExpiry {
 		return nil, fmt.Errorf("%w: expiry out of range", errTicket)
 	} else if ms != 0 {
 		t.Expiry = time.UnixMilli(int64(ms)).UTC()
@@ -177,7 +203,7 @@ func takeBytes(b []byte, bound int) (field, rest []byte, err error) {
 	}
 	n := binary.LittleEndian.Uint32(b)
 	b = b[4:]
-	if uint64(n) > uint64(len(b)) || n > uint32(bound) { //nolint:gosec // bound is a small constant
+	if uint64(n) > uint64(len(b)) || n > uint32(bound) {
 		return nil, nil, fmt.Errorf("%w: a field of %d bytes does not fit", errTicket, n)
 	}
 	return b[:n], b[n:], nil

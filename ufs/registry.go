@@ -2,9 +2,9 @@ package ufs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -13,7 +13,9 @@ import (
 
 // Config is what opens an under-store.
 type Config struct {
-	// URI says the kind and the root: s3://bucket/prefix, file:///dir.
+	// URI says the kind and the root: s3://bucket/prefix, file:///dir. What
+	// stands behind the scheme is taken byte by byte: nothing is
+	// percent-decoded, and "?" and "#" are letters.
 	URI string
 	// Options are the keys of `--ufs-opt`. Secrets are named in them (a file,
 	// an environment variable), never held.
@@ -31,14 +33,14 @@ type Registry map[string]Opener
 
 // Open opens cfg.URI with the opener of its scheme.
 func (r Registry) Open(ctx context.Context, cfg Config) (Store, error) {
-	u, err := url.Parse(cfg.URI)
-	if err != nil || u.Scheme == "" {
-		return nil, errs.E(errs.Invalid, "open under-store", cfg.URI, fmt.Errorf("want a URI like s3://bucket/prefix"))
+	scheme, _, ok := strings.Cut(cfg.URI, "://")
+	if !ok || scheme == "" {
+		return nil, errs.E(errs.Invalid, "open under-store", cfg.URI, errors.New("want a URI like s3://bucket/prefix"))
 	}
-	open, ok := r[u.Scheme]
+	open, ok := r[scheme]
 	if !ok {
 		known := strings.Join(slices.Sorted(maps.Keys(r)), ", ")
-		return nil, errs.E(errs.Unsupported, "open under-store", cfg.URI, fmt.Errorf("scheme %q is unknown, known are %s", u.Scheme, known))
+		return nil, errs.E(errs.Unsupported, "open under-store", cfg.URI, fmt.Errorf("scheme %q is unknown, known are %s", scheme, known))
 	}
 	return open(ctx, cfg)
 }

@@ -111,17 +111,12 @@ func (e *Error) WithHint(hint string) *Error {
 // Error names operation, path, cause and hint.
 func (e *Error) Error() string {
 	var b strings.Builder
-	if e.Op != "" {
-		b.WriteString(e.Op)
+	b.WriteString(e.Op)
+	if e.Op != "" && e.Path != "" {
 		b.WriteByte(' ')
 	}
-	if e.Path != "" {
-		b.WriteString(e.Path)
-	}
+	b.WriteString(e.Path)
 	if b.Len() > 0 {
-		s := strings.TrimRight(b.String(), " ")
-		b.Reset()
-		b.WriteString(s)
 		b.WriteString(": ")
 	}
 	if e.Err != nil {
@@ -142,7 +137,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Is reports whether target is e's kind or stands for it.
 func (e *Error) Is(target error) bool {
-	if k, ok := target.(Kind); ok { //nolint:errorlint // a Kind is compared as a value
+	if k, ok := target.(Kind); ok {
 		return e.Kind == k
 	}
 	return e.Kind.Is(target)

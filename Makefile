@@ -1,0 +1,136 @@
+# Millrace's targets. They need Go, and nothing else that they do not build
+# themselves: pinned tools come from etc/tools, through the Go module proxy,
+# into .tools, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+GO ?= go
+TOOLS := $(CURDIR)/.tools
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+# Packages under test and the bound on each package's time.
+PKG ?= ./...
+TEST_TIMEOUT ?= 10m
+TEST_FLAGS ?=
+FUZZ_TIME ?= 30s
+
+# The race detector needs a C compiler. Without one the tests run all the
+# same, and say so; where everything is required they fail.
+HAVE_CC := $(shell command -v "$$($(GO) env CC)" 2>/dev/null)
+define no-race
+	@echo 'NOT TESTED FOR DATA RACES: there is no C compiler ($(shell $(GO) env CC))' >&2
+	@case ",$$MILLRACE_REQUIRE," in *,all,* | *,race,*) exit 1 ;; esac
+endef
+
+# Nothing here may look for a cloud's metadata service.
+export AWS_EC2_METADATA_DISABLED := true
+export MILLRACE_REQUIRE ?=
+
+##@ Build
+
+.PHONY: build
+build: ## build bin/millrace
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/millrace ./cmd/millrace
+
+.PHONY: proto
+proto: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generate the Go code of api/*.proto
+	cd api && $(TOOLS)/buf format -w && PATH="$(TOOLS):$$PATH" $(TOOLS)/buf generate
+
+##@ Check
+
+.PHONY: test
+test: build $(TOOLS)/versitygw ## run all tests (PKG=./tier/... TEST_FLAGS='-run X' to narrow)
+	$(if $(HAVE_CC),,$(no-race))
+	MILLRACE_BINARY=$(CURDIR)/bin/millrace MILLRACE_VERSITYGW=$(TOOLS)/versitygw \
+		$(GO) run ./internal/testsum $(if $(HAVE_CC),-race) -shuffle=on -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(PKG)
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZ_TIME (30s)
+	for pkg in $$($(GO) list $(PKG)); do \
+		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) "$$pkg"; \
+		done; \
+	done
+
+.PHONY: lint
+lint: lint-go lint-mod lint-proto ## check style, modules and generated code
+
+.PHONY: lint-go
+lint-go: $(TOOLS)/golangci-lint
+	$(TOOLS)/golangci-lint run $(PKG)
+
+.PHONY: lint-mod
+lint-mod:
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+.PHONY: lint-proto
+lint-proto: $(TOOLS)/buf $(TOOLS)/protoc-gen-go
+	cd api && $(TOOLS)/buf format --diff --exit-code && $(TOOLS)/buf lint
+	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
+	(cd api && PATH="$(TOOLS):$$PATH" $(TOOLS)/buf generate -o "$$out"); \
+	for f in api/*.pb.go; do [ -e "$$out/$${f#api/}" ] || { echo "$$f comes from no .proto file" >&2; exit 1; }; done; \
+	for f in "$$out"/*.pb.go; do diff -u "api/$${f##*/}" "$$f" || { echo "generated code is not current: make proto" >&2; exit 1; }; done
+
+.PHONY: fmt
+fmt: $(TOOLS)/golangci-lint $(TOOLS)/buf ## format Go and proto files
+	$(TOOLS)/golangci-lint fmt
+	cd api && $(TOOLS)/buf format -w
+
+##@ See
+
+# These are built and then run in make's own child, not by `go run`, so that a
+# signal reaches them and they can clean up.
+
+.PHONY: demo
+demo: build $(TOOLS)/versitygw ## a real S3 bucket, mounted, warmed by a load job, read from the cache
+	$(GO) build -o bin/demo ./bench/demo
+	exec bin/demo
+
+.PHONY: bench
+bench: build $(TOOLS)/versitygw ## cold and warm reads, as ratios to a bare S3 client and the local disk
+	$(GO) build -o bin/bench ./bench/report
+	exec bin/bench
+
+##@ Rest
+
+.PHONY: tools
+tools: $(TOOLS)/golangci-lint $(TOOLS)/buf $(TOOLS)/protoc-gen-go $(TOOLS)/versitygw ## build the pinned tools
+
+.PHONY: clean
+clean: ## remove what was built, but not the tools
+	rm -rf bin bench/out
+
+.PHONY: distclean
+distclean: clean ## remove the tools too
+	rm -rf .tools
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Pinned tools: one module each, so that their dependencies are not ours. A
+# tool is built again when its module changes.
+tool = $(GO) build -C etc/tools/$(1) -mod=readonly -ldflags '-s -w' -o $(TOOLS)/ tool
+
+$(TOOLS)/golangci-lint: etc/tools/golangci-lint/go.mod etc/tools/golangci-lint/go.sum
+	$(call tool,golangci-lint)
+	@touch $@
+
+$(TOOLS)/buf: etc/tools/buf/go.mod etc/tools/buf/go.sum
+	$(call tool,buf)
+	@touch $@
+
+$(TOOLS)/versitygw: etc/tools/versitygw/go.mod etc/tools/versitygw/go.sum
+	$(call tool,versitygw)
+	@touch $@
+
+# One build makes both generators.
+$(TOOLS)/protoc-gen-go: etc/tools/protoc-gen/go.mod etc/tools/protoc-gen/go.sum
+	$(call tool,protoc-gen)
+	@touch $@
