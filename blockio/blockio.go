@@ -1,0 +1,98 @@
+package blockio
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"millrace/block"
+)
+
+// Priority orders requests by who waits for them.
+type Priority uint8
+
+// The priorities and their numbers on the wire.
+const (
+	PriorityRead   Priority = 0 // a program waits
+	PriorityLoad   Priority = 1 // a load job
+	PriorityRepair Priority = 2 // re-replication and scrubbing
+)
+
+// String returns "read", "load" or "repair".
+func (p Priority) String() string {
+	switch p {
+	case PriorityRead:
+		return "read"
+	case PriorityLoad:
+		return "load"
+	case PriorityRepair:
+		return "repair"
+	default:
+		return fmt.Sprintf("priority %d", uint8(p))
+	}
+}
+
+// Identity is what a server says about itself in the handshake.
+type Identity struct {
+	WorkerID block.WorkerID
+	BootID   string // the host's /proc/sys/kernel/random/boot_id
+}
+
+// Handler opens what tickets name. It is safe for concurrent use.
+type Handler interface {
+	// Open decides whether the ticket's holder may read, and registers it for
+	// one connection. The ticket's bounds and its ID were checked, its expiry
+	// and signature were not. The error's kind crosses the wire.
+	Open(ctx context.Context, t *block.Ticket) (File, error)
+}
+
+// File is one open ticket of one connection.
+type File interface {
+	// Read writes exactly req.Extent's bytes to w, in order, and says what it
+	// knows of their pages' checksums. It is called concurrently. Its error
+	// fails this request alone; its kind and text cross the wire, also after
+	// some bytes were written.
+	//
+	// ctx ends when the request's deadline passes, the client cancels it or
+	// the connection ends. What Read starts and leaves behind must derive its
+	// own context from ctx (WithCancel, WithoutCancel) before Read returns;
+	// ctx itself, req and w must not be used afterwards.
+	Read(ctx context.Context, req ReadRequest, w Responder) error
+	// Close is called once, when no Read is running and none will come.
+	Close() error
+}
+
+// ReadRequest is what a client asks of a File.
+type ReadRequest struct {
+	Extent         block.Extent // of the file; in it, and not longer than MaxReadLength
+	Priority       Priority
+	PlacementEpoch uint64 // the epoch by which the client chose this worker; 0 if it does not know
+	TraceID        uint64 // 0 is none
+	CachedOnly     bool   // answer from the cache or with errs.NotCached
+}
+
+// Responder takes the bytes of one read. It is not safe for concurrent use.
+// An error of it means that the connection or the request is over, or that
+// more bytes were written than asked for; Read returns it as it is.
+type Responder interface {
+	// Write sends p, which is the caller's again when it returns.
+	Write(p []byte) error
+	// SendFile sends n bytes of f at off, by sendfile(2) where the connection
+	// allows it. The kernel may then refer to the file's pages until the peer
+	// has received them, which is after Read has returned: bytes that were
+	// sent may be unlinked, but not punched or overwritten with others.
+	SendFile(f FileSection, off, n int64) error
+	// PageCRC tells the checksum of a page of the file. It is passed on for
+	// pages that the read covers whole; others are ignored. Pages must come
+	// in ascending order, each once.
+	PageCRC(page int64, crc uint32)
+}
+
+// FileSection is a file that can be sent by descriptor or read. *os.File is
+// one.
+type FileSection interface {
+	io.ReaderAt
+	// Fd returns the descriptor, which stays open until SendFile returns. A
+	// value that is no descriptor (^uintptr(0)) asks for ReadAt.
+	Fd() uintptr
+}

@@ -1,0 +1,328 @@
+package blockio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+// Conn is one connection to a server. It is safe for concurrent use: requests
+// of many goroutines are in flight at once.
+type Conn struct {
+	cfg   ClientConfig
+	nc    net.Conn
+	addr  string
+	hello Hello
+	slots chan struct{} // one element per request in flight
+	out   sendQueue
+	done  chan struct{} // closed when the connection is over
+	wg    sync.WaitGroup
+	calls sync.Pool     // *call
+	epoch atomic.Uint64 // highest placement epoch that was answered
+
+	mu      sync.Mutex
+	err     error            // why it is over
+	pending map[uint64]*call // in flight, by request ID; nil when the reader has ended
+	lastID  uint64
+	lengths map[uint32]int64 // of the open files, by handle
+
+	watch chan struct{} // a call was abandoned
+}
+
+// ReadOptions goes with one read.
+type ReadOptions struct {
+	Priority       Priority
+	PlacementEpoch uint64 // by which the worker was chosen; 0 is unknown
+	TraceID        uint64 // 0 is none
+	CachedOnly     bool   // fail with errs.NotCached rather than fetch
+}
+
+// Dial connects to a server and shakes hands. network is "tcp" or "unix". The
+// error's kind is errs.Unavailable if the server cannot be reached or does
+// not speak the protocol, errs.Timeout or errs.Canceled as ctx ended, and
+// what the server says if it refuses.
+func Dial(ctx context.Context, network, addr string, cfg ClientConfig) (*Conn, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, errs.E(errs.Invalid, "connect to", addr, err)
+	}
+	within, cancel := context.WithTimeout(ctx, cfg.HandshakeTimeout.Std())
+	defer cancel()
+	var d net.Dialer
+	nc, err := d.DialContext(within, network, addr)
+	if err != nil {
+		return nil, errs.E(dialKind(ctx), "connect to", addr, err)
+	}
+	hello, err := shakeHands(within, nc, cfg)
+	if err != nil {
+		_ = nc.Close() // the handshake's error says more
+		kind := dialKind(ctx)
+		if refusal, ok := errors.AsType[*errs.Error](err); ok {
+			kind = refusal.Kind
+		}
+		return nil, errs.E(kind, "shake hands with", addr, err)
+	}
+	return newConn(nc, addr, cfg, hello), nil
+}
+
+// shakeHands says hello and returns the server's answer. A refusal is an
+// *errs.Error of the server's kind; other errors have no kind.
+func shakeHands(ctx context.Context, nc net.Conn, cfg ClientConfig) (Hello, error) {
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	hello := clientHello{Least: Version, Most: Version, Features: ourFeatures, BootID: cfg.BootID, WorkerID: cfg.WorkerID, Token: cfg.Token}
+	if _, err := nc.Write(encodeClientHello(&hello)); err != nil {
+		stop()
+		return Hello{}, err
+	}
+	answer, err := readServerHello(nc)
+	inTime := stop()
+	switch {
+	case err != nil:
+		return Hello{}, noEOF(err)
+	case answer.Failed:
+		return Hello{}, errs.E(answer.Kind, "", "", errors.New(answer.Text))
+	case answer.Version != Version:
+		return Hello{}, fmt.Errorf("%w: the server chose version %d", errProtocol, answer.Version)
+	case !inTime: // the deadline is set, or will be
+		return Hello{}, ctx.Err()
+	}
+	return answer.Hello, nil
+}
+
+// newConn starts a connection's goroutines behind the handshake.
+func newConn(nc net.Conn, addr string, cfg ClientConfig, hello Hello) *Conn {
+	c := &Conn{
+		cfg: cfg, nc: nc, addr: addr, hello: hello,
+		slots:   make(chan struct{}, min(uint32(cfg.MaxRequests), hello.MaxRequests)),
+		done:    make(chan struct{}),
+		watch:   make(chan struct{}, 1),
+		calls:   sync.Pool{New: func() any { return newCall() }},
+		pending: map[uint64]*call{},
+		lengths: map[uint32]int64{},
+	}
+	c.out.init(nc, func() bool { return len(c.slots) > 1 })
+	c.wg.Go(c.readFrames)
+	c.wg.Go(c.writeFrames)
+	return c
+}
+
+// dialKind is the kind of a failure to connect.
+func dialKind(ctx context.Context) errs.Kind {
+	if err := ctx.Err(); err != nil {
+		return errs.KindOf(err)
+	}
+	return errs.Unavailable
+}
+
+// Hello returns what the server said about itself.
+func (c *Conn) Hello() Hello { return c.hello }
+
+// PlacementEpoch returns the highest placement epoch that the server's
+// answers told; 0 before the first.
+func (c *Conn) PlacementEpoch() uint64 { return c.epoch.Load() }
+
+// Done is closed when the connection is over; every request fails then with
+// errs.Unavailable.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Close ends the connection and returns when its goroutines have ended.
+// Requests in flight fail with errs.Unavailable.
+func (c *Conn) Close() error {
+	c.fail(net.ErrClosed)
+	c.wg.Wait()
+	return nil
+}
+
+// Open registers a ticket and returns its handle, which is open until
+// CloseHandle or the connection's end. The errors are the server's, and those
+// of ReadAt.
+func (c *Conn) Open(ctx context.Context, t *block.Ticket) (uint32, error) {
+	payload, err := t.AppendBinary(nil)
+	if err != nil {
+		return 0, errs.E(errs.Invalid, "open", t.Path, err)
+	}
+	if len(payload) > block.MaxTicketSize {
+		return 0, errs.E(errs.Invalid, "open", t.Path, fmt.Errorf("a ticket of %d bytes is longer than %d", len(payload), block.MaxTicketSize))
+	}
+	k := c.newCall()
+	k.open, k.length = true, t.Length
+	head := header{Op: opOpen, Block: noBlock, Length: uint32(len(payload))}
+	if err := c.do(ctx, "open", k, &head, payload); err != nil {
+		return 0, err
+	}
+	handle := k.handle
+	err = k.end.err("open", c.addr)
+	c.recycle(k)
+	return handle, err
+}
+
+// CloseHandle gives a handle back and returns at once. Reads under way end as
+// if it were open; unknown handles are ignored.
+func (c *Conn) CloseHandle(handle uint32) {
+	c.mu.Lock()
+	_, open := c.lengths[handle]
+	delete(c.lengths, handle)
+	c.mu.Unlock()
+	if open {
+		c.out.send(&header{Op: opClose, Handle: handle, Block: noBlock}, nil)
+	}
+}
+
+// ReadAt fills p with the file's bytes at off and returns len(p), or fewer
+// and an error. p must lie in the file: a read behind its end is errs.Invalid.
+// Reads longer than the server takes at once are done piece by piece.
+//
+// ReadAt returns as soon as ctx ends, with errs.Canceled or errs.Timeout; p is
+// the caller's again, and the connection goes on. Bytes of pages that do not
+// match their checksum are errs.Corrupt. If the connection is or gets lost:
+// errs.Unavailable.
+func (c *Conn) ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o ReadOptions) (int, error) {
+	done := 0
+	for {
+		piece := p[done:]
+		if limit := int(min(c.hello.MaxRead, MaxReadLength)); len(piece) > limit {
+			// Pages are not split, so that each piece can be checked.
+			end := (off + int64(done+limit)) / block.PageSize * block.PageSize
+			if n := int(end - off - int64(done)); n > 0 {
+				limit = n
+			}
+			piece = piece[:limit]
+		}
+		n, err := c.read(ctx, handle, piece, off+int64(done), o)
+		done += n
+		if err != nil || done == len(p) {
+			return done, err
+		}
+	}
+}
+
+func (c *Conn) read(ctx context.Context, handle uint32, p []byte, off int64, o ReadOptions) (int, error) {
+	c.mu.Lock()
+	length, open := c.lengths[handle]
+	c.mu.Unlock()
+	switch {
+	case off < 0 || open && int64(len(p)) > length-off:
+		return 0, errs.E(errs.Invalid, "read", c.addr, fmt.Errorf("%d bytes at %d of a file of %d", len(p), off, length))
+	case !open && c.over() == nil:
+		return 0, errs.E(errs.Invalid, "read", c.addr, fmt.Errorf("handle %d is not open", handle))
+	case len(p) == 0:
+		return 0, c.over()
+	}
+	k := c.newCall()
+	k.buf, k.want, k.off, k.length = p, len(p), off, length
+	head := header{
+		Op: opRead, Priority: o.Priority, Handle: handle, Block: noBlock,
+		PlacementEpoch: o.PlacementEpoch, TraceID: o.TraceID, Length: readPayloadSize,
+	}
+	if o.CachedOnly {
+		head.Flags |= flagCachedOnly
+	}
+	var room [readPayloadSize]byte
+	payload := appendReadPayload(room[:0], readPayload{Offset: uint64(off), Length: uint32(len(p))})
+	if err := c.do(ctx, "read", k, &head, payload); err != nil {
+		return 0, err
+	}
+	n, err := k.got, k.end.err("read", c.addr)
+	if err == nil {
+		if err = k.verify(p, c.addr); err != nil {
+			n = 0
+		}
+	}
+	c.recycle(k)
+	return n, err
+}
+
+// do sends a request and waits for its END. If it returns nil, k holds the
+// outcome and is the caller's to recycle; otherwise k is no longer the
+// caller's.
+func (c *Conn) do(ctx context.Context, op string, k *call, head *header, payload []byte) error {
+	if err := c.takeSlot(ctx, op); err != nil {
+		c.recycle(k)
+		return err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		if left <= 0 {
+			<-c.slots
+			c.recycle(k)
+			return errs.E(errs.Timeout, op, c.addr, context.DeadlineExceeded)
+		}
+		head.TimeoutMS = uint32(min((left+time.Millisecond-1)/time.Millisecond, math.MaxUint32))
+	}
+	c.mu.Lock()
+	if c.err != nil {
+		err := c.err
+		c.mu.Unlock()
+		<-c.slots
+		c.recycle(k)
+		return err
+	}
+	c.lastID++
+	k.id, head.RequestID = c.lastID, c.lastID
+	c.pending[k.id] = k
+	c.mu.Unlock()
+	c.out.send(head, payload)
+	select {
+	case <-k.done:
+	case <-ctx.Done():
+		id := k.id
+		if k.abandon(time.Now()) {
+			// From here on k is the reader's.
+			c.out.send(&header{Op: opCancel, RequestID: id, Block: noBlock}, nil)
+			select {
+			case c.watch <- struct{}{}:
+			default:
+			}
+			return errs.E(errs.KindOf(ctx.Err()), op, c.addr, ctx.Err())
+		}
+		<-k.done // it ended at the same moment
+	}
+	return k.err
+}
+
+// takeSlot waits for one of the requests in flight.
+func (c *Conn) takeSlot(ctx context.Context, op string) error {
+	if err := ctx.Err(); err != nil {
+		return errs.E(errs.KindOf(err), op, c.addr, err)
+	}
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return errs.E(errs.KindOf(ctx.Err()), op, c.addr, ctx.Err())
+	case <-c.done:
+		return c.over()
+	}
+}
+
+// fail ends the connection because of err; only the first call counts. The
+// reader ends what is in flight.
+func (c *Conn) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.err = errs.E(errs.Unavailable, "use the connection to", c.addr, err)
+	close(c.done)
+	_ = c.nc.Close() // the first error is the one that matters
+}
+
+// over returns why the connection is over, nil if it is not.
+func (c *Conn) over() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}

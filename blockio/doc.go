@@ -1,0 +1,35 @@
+// Package blockio owns the data plane: the wire on which workers hand bytes of
+// blocks to clients and to each other, its server and its client. It knows
+// handles and ranges of bytes, not files: what a ticket means and where bytes
+// come from is the business of the server's Handler.
+//
+// # The wire
+//
+// SPEC.md beside this file specifies the protocol in full, well enough to
+// write a client in another language, and testdata/ holds its test vectors.
+// In short: little-endian, on TCP or a Unix stream socket. Both sides say
+// hello (magic, version, features, worker ID, boot ID, limits), then the
+// client sends requests and the server answers each with any number of DATA
+// frames, at most 1 MiB each and interleaved with those of other requests,
+// and one END frame with the outcome and the checksums of whole pages. Every
+// frame has the same header of 64 bytes with a checksum of its own.
+//
+// # Goroutines
+//
+// A Server owns, per connection, one goroutine that reads frames and one per
+// request in flight, at most ServerConfig.MaxRequests of them; Serve waits for
+// all. A Conn owns one goroutine that reads frames and one that writes what
+// the kernel did not take at once; Close waits for both.
+//
+// # Invariants
+//
+//   - Every length that arrives is checked against a bound before anything is
+//     allocated or read for it.
+//   - A peer that breaks the protocol, stalls or lies costs its connection and
+//     nothing else. A request that fails costs itself and nothing else.
+//   - Every request is answered with exactly one END; CANCEL and CLOSE are not
+//     requests of their own and have no answer.
+//   - The caller's buffer is never written to after ReadAt has returned.
+//   - Bytes reach the caller with success only if all of them arrived and each
+//     page whose checksum the server gave matches it.
+package blockio

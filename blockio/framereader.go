@@ -1,0 +1,229 @@
+package blockio
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// clientBufferSize is the client's room per connection for what arrives.
+	clientBufferSize = 64 << 10
+	// directSize is from how many bytes on the rest of a DATA frame is read
+	// into the caller's buffer, without a copy of ours.
+	directSize = 8 << 10
+)
+
+// frameReader is the receiving half of a client's connection.
+type frameReader struct {
+	nc  net.Conn
+	raw syscall.RawConn // nil where the connection has no descriptor
+	buf []byte
+	r   int // buf[r:w] is what arrived and was not used yet
+	w   int
+
+	// One direct read: n bytes for k.
+	k      *call
+	n      int
+	got    int
+	err    error
+	direct func(fd uintptr) bool
+}
+
+func newFrameReader(nc net.Conn) *frameReader {
+	f := &frameReader{nc: nc, raw: rawConn(nc), buf: make([]byte, clientBufferSize)}
+	f.direct = func(fd uintptr) bool {
+		f.got, f.err = f.k.receive(int(fd), f.n)
+		return !errors.Is(f.err, unix.EAGAIN)
+	}
+	return f
+}
+
+// receive reads what has arrived, at most n bytes, from fd to where the call's
+// next bytes belong. The lock is held over a system call that never waits, and
+// that is what keeps the buffer untouched once it was abandoned. For an
+// abandoned call nothing is read: errAbandoned.
+func (k *call) receive(fd, n int) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.buf == nil {
+		return 0, errAbandoned
+	}
+	for {
+		got, err := unix.Read(fd, k.buf[k.got:k.got+n])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, err
+		case got == 0:
+			return 0, io.ErrUnexpectedEOF
+		}
+		k.got += got
+		return got, nil
+	}
+}
+
+var errAbandoned = errors.New("abandoned")
+
+// need returns the next n bytes, at most clientBufferSize, and leaves them
+// where they are until use.
+func (f *frameReader) need(n int) ([]byte, error) {
+	for f.w-f.r < n {
+		if f.r == f.w {
+			f.r, f.w = 0, 0
+		} else if f.r+n > len(f.buf) {
+			f.w = copy(f.buf, f.buf[f.r:f.w])
+			f.r = 0
+		}
+		if err := f.fill(); err != nil {
+			if f.w > f.r {
+				err = noEOF(err)
+			}
+			return nil, err
+		}
+	}
+	return f.buf[f.r : f.r+n], nil
+}
+
+// use gives up the next n bytes.
+func (f *frameReader) use(n int) { f.r += n }
+
+// fill reads what arrives behind what is there.
+func (f *frameReader) fill() error {
+	n, err := f.nc.Read(f.buf[f.w:])
+	f.w += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// deliver reads the n bytes of a DATA frame's payload to the call.
+func (f *frameReader) deliver(k *call, n int) error {
+	for n > 0 {
+		if have := min(n, f.w-f.r); have > 0 {
+			k.take(f.buf[f.r : f.r+have])
+			f.r += have
+			n -= have
+			continue
+		}
+		if f.raw != nil && n >= directSize {
+			f.k, f.n, f.got, f.err = k, n, 0, nil
+			err := f.raw.Read(f.direct)
+			f.k = nil
+			n -= f.got
+			switch {
+			case err != nil:
+				return err
+			case f.err == nil:
+				continue
+			case !errors.Is(f.err, errAbandoned):
+				return f.err
+			}
+		}
+		f.r, f.w = 0, 0
+		if err := f.fill(); err != nil {
+			return noEOF(err)
+		}
+	}
+	return nil
+}
+
+// readFrames is the goroutine that reads what the server sends. It alone ends
+// calls, so that none ends while its bytes are being delivered.
+func (c *Conn) readFrames() {
+	f := newFrameReader(c.nc)
+	var err error
+	for err == nil {
+		err = c.readFrame(f)
+	}
+	c.fail(err)
+	c.mu.Lock()
+	pending := c.pending
+	c.pending = nil // no call is added to a connection that is over
+	err = c.err
+	c.mu.Unlock()
+	for _, k := range pending {
+		k.err = err
+		k.finish()
+		<-c.slots
+	}
+}
+
+// readFrame reads one frame and does what it says. An error ends the
+// connection.
+func (c *Conn) readFrame(f *frameReader) error {
+	b, err := f.need(headerSize)
+	if err != nil {
+		return err
+	}
+	h, err := parseHeader(b)
+	if err != nil {
+		return err
+	}
+	f.use(headerSize)
+	switch {
+	case !h.Op.toClient():
+		return fmt.Errorf("%w: op %d from a server", errProtocol, h.Op)
+	case h.Flags&criticalFlags&^responseCritical != 0:
+		return fmt.Errorf("%w: flags %#x are not known to this release", errProtocol, h.Flags)
+	}
+	c.mu.Lock()
+	k := c.pending[h.RequestID]
+	c.mu.Unlock()
+	if k == nil {
+		return fmt.Errorf("%w: an answer to request %d, which is not in flight", errProtocol, h.RequestID)
+	}
+	n := int(h.Length)
+	if h.Op == opData {
+		if room := k.room(); n > room {
+			return fmt.Errorf("%w: %d bytes for request %d, which waits for %d", errProtocol, n, h.RequestID, room)
+		}
+		return f.deliver(k, n)
+	}
+	if b, err = f.need(n); err != nil {
+		return noEOF(err)
+	}
+	e, err := parseEnd(b, k.crcs[:0])
+	if err != nil {
+		return err
+	}
+	f.use(n)
+	return c.endCall(k, &h, &e)
+}
+
+// endCall ends a call with its END.
+func (c *Conn) endCall(k *call, h *header, e *endPayload) error {
+	if err := k.checkEnd(e); err != nil {
+		return err
+	}
+	opened := k.open && !e.Failed
+	c.mu.Lock()
+	if opened {
+		if _, taken := c.lengths[h.Handle]; taken || h.Handle == 0 {
+			c.mu.Unlock()
+			return fmt.Errorf("%w: handle %d was given out twice", errProtocol, h.Handle)
+		}
+		c.lengths[h.Handle] = k.length
+	}
+	delete(c.pending, h.RequestID)
+	c.mu.Unlock()
+	if h.PlacementEpoch > c.epoch.Load() {
+		c.epoch.Store(h.PlacementEpoch)
+	}
+	k.end, k.crcs, k.handle = *e, e.CRCs, h.Handle
+	<-c.slots
+	if k.finish() {
+		return nil
+	}
+	if opened { // nobody waits for the handle any longer
+		c.CloseHandle(h.Handle)
+	}
+	c.recycle(k)
+	return nil
+}

@@ -1,0 +1,164 @@
+package blockio
+
+import (
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"millrace/internal/errs"
+)
+
+// outBufferSize is the room for small frames that leave in one system call.
+const outBufferSize = 64 << 10
+
+// frameWriter is the sending half of a server's connection. Whole frames of
+// many goroutines take turns in it; small ones are gathered while others wait
+// for their turn, large ones leave with what was gathered in one writev.
+type frameWriter struct {
+	conn    net.Conn
+	raw     syscall.RawConn // nil where the connection has no descriptor
+	timeout time.Duration   // for one frame to be taken by the peer
+	sent    func(n int64)   // told the bytes that left
+
+	waiting atomic.Int32 // goroutines on their way to the lock
+
+	mu       sync.Mutex
+	buf      []byte
+	vec      net.Buffers // room for the writev
+	room     [2][]byte
+	deadline time.Time
+	err      error
+	file     fileSend
+}
+
+func newFrameWriter(conn net.Conn, timeout time.Duration, sent func(int64)) *frameWriter {
+	w := &frameWriter{conn: conn, raw: rawConn(conn), timeout: timeout, sent: sent, buf: make([]byte, 0, outBufferSize)}
+	w.file.init()
+	return w
+}
+
+// rawConn returns the descriptor's access of a TCP or Unix connection.
+func rawConn(conn net.Conn) syscall.RawConn {
+	switch c := conn.(type) {
+	case *net.TCPConn:
+		if raw, err := c.SyscallConn(); err == nil {
+			return raw
+		}
+	case *net.UnixConn:
+		if raw, err := c.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
+}
+
+// lock takes the writer for one frame.
+func (w *frameWriter) lock() {
+	w.waiting.Add(1)
+	w.mu.Lock()
+	w.waiting.Add(-1)
+}
+
+// unlock sends what was gathered, unless someone waits who will.
+func (w *frameWriter) unlock() {
+	if len(w.buf) > 0 && (w.waiting.Load() == 0 || len(w.buf) >= outBufferSize/2) {
+		_ = w.flush(nil) // kept in w.err
+	}
+	w.mu.Unlock()
+}
+
+// data sends one DATA frame whose payload is small followed by large. Both
+// are the caller's again when it returns.
+func (w *frameWriter) data(h *header, small, large []byte) error {
+	w.lock()
+	defer w.unlock()
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.makeRoom(headerSize + len(small)); err != nil {
+		return err
+	}
+	h.Length = uint32(len(small) + len(large))
+	w.buf = appendHeader(w.buf, h)
+	w.buf = append(w.buf, small...)
+	return w.flush(large)
+}
+
+// end sends the END frame of a request, before it a DATA frame with rest if
+// that is not empty. A failure is kept for whoever asks next.
+// With busy, the frames wait until others that are ready to run had their
+// turn: together they are one system call.
+func (w *frameWriter) end(h *header, rest []byte, e *endPayload, busy bool) {
+	w.lock()
+	defer w.unlock()
+	size := headerSize + endFixed + len(e.Text) + len(e.CRCs)*crcSize
+	if len(rest) > 0 {
+		size += headerSize + len(rest)
+	}
+	if w.err != nil || w.makeRoom(size) != nil {
+		return
+	}
+	if len(rest) > 0 {
+		d := header{Op: opData, RequestID: h.RequestID, Handle: h.Handle, TraceID: h.TraceID, Length: uint32(len(rest))}
+		w.buf = appendHeader(w.buf, &d)
+		w.buf = append(w.buf, rest...)
+	}
+	h.Op = opEnd
+	h.Length = uint32(endFixed + len(e.Text) + len(e.CRCs)*crcSize)
+	w.buf = appendHeader(w.buf, h)
+	w.buf = appendEnd(w.buf, e)
+	if busy && w.waiting.Load() == 0 && len(w.buf) < outBufferSize/2 {
+		w.mu.Unlock()
+		runtime.Gosched()
+		w.mu.Lock()
+	}
+}
+
+// makeRoom sends what was gathered if n more bytes do not fit.
+func (w *frameWriter) makeRoom(n int) error {
+	if len(w.buf)+n <= cap(w.buf) {
+		return nil
+	}
+	return w.flush(nil)
+}
+
+// flush sends what was gathered and then more. Called with the lock.
+func (w *frameWriter) flush(more []byte) error {
+	if w.err != nil {
+		return w.err
+	}
+	w.extendDeadline()
+	w.vec = append(w.room[:0], w.buf)
+	if len(more) > 0 {
+		w.vec = append(w.vec, more)
+	}
+	n, err := w.vec.WriteTo(w.conn)
+	w.room = [2][]byte{} // forget the caller's bytes
+	w.buf = w.buf[:0]
+	w.sent(n)
+	if err != nil {
+		return w.fail(err)
+	}
+	return nil
+}
+
+// extendDeadline gives the peer timeout to take the next frame; the timer is
+// touched at most each eighth of it.
+func (w *frameWriter) extendDeadline() {
+	now := time.Now()
+	if d := now.Add(w.timeout + w.timeout/8); d.Sub(w.deadline) > w.timeout/8 {
+		w.deadline = d
+		_ = w.conn.SetWriteDeadline(d) // fails on a closed connection alone, and so will the write
+	}
+}
+
+// fail makes err the end of the connection: a frame may be cut short, so
+// nothing can follow it. Closing wakes the goroutine that reads.
+func (w *frameWriter) fail(err error) error {
+	w.err = errs.Wrap(&errs.Error{Kind: errs.Unavailable, Err: err}, "send", "")
+	_ = w.conn.Close() // the first error is the one that matters
+	return w.err
+}

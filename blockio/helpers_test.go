@@ -1,0 +1,193 @@
+package blockio
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testFile is a File over bytes in memory, or on disk when sendfile is wanted.
+type testFile struct {
+	data   []byte
+	disk   *os.File
+	piece  int // bytes per Write; 0 is all at once
+	closed atomic.Int32
+	// hook replaces Read where a test wants something else.
+	hook readHook
+}
+
+type readHook func(ctx context.Context, f *testFile, req ReadRequest, w Responder) error
+
+func (f *testFile) Read(ctx context.Context, req ReadRequest, w Responder) error {
+	if f.hook != nil {
+		return f.hook(ctx, f, req, w)
+	}
+	return f.serve(req, w)
+}
+
+func (f *testFile) serve(req ReadRequest, w Responder) error {
+	e := req.Extent
+	g := block.Geometry{Length: int64(len(f.data)), BlockSize: block.DefaultBlockSize}
+	first, end := g.PageRange(e)
+	if e.Length >= block.PageSize || e.End() == g.Length {
+		for p := first; p < end; p++ {
+			page := g.Page(p)
+			w.PageCRC(p, block.Checksum(f.data[page.Offset:page.End()]))
+		}
+	}
+	if f.disk != nil {
+		return w.SendFile(f.disk, e.Offset, e.Length)
+	}
+	b := f.data[e.Offset:e.End()]
+	for len(b) > 0 {
+		n := len(b)
+		if f.piece > 0 {
+			n = min(n, f.piece)
+		}
+		if err := w.Write(b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func (f *testFile) Close() error {
+	f.closed.Add(1)
+	return nil
+}
+
+// testHandler opens testFiles by the ticket's path.
+type testHandler struct {
+	mu    sync.Mutex
+	files map[string]*testFile
+	hook  func(ctx context.Context, t *block.Ticket) (File, error)
+}
+
+func (h *testHandler) Open(ctx context.Context, t *block.Ticket) (File, error) {
+	if h.hook != nil {
+		return h.hook(ctx, t)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f := h.files[t.Path]
+	if f == nil {
+		return nil, errs.E(errs.NotFound, "open", t.Path, nil)
+	}
+	return f, nil
+}
+
+func oneFile(f *testFile) *testHandler {
+	return &testHandler{files: map[string]*testFile{"f": f}}
+}
+
+func ticketOf(path string, length int64) *block.Ticket {
+	t := &block.Ticket{MountID: 1, Path: path, Tag: "t", Length: length, BlockSize: block.DefaultBlockSize}
+	t.FileID = t.Derive()
+	return t
+}
+
+// pattern returns n bytes that differ by position.
+func pattern(n int) []byte {
+	b := make([]byte, n)
+	x := uint32(1)
+	for i := range b {
+		x = x*1664525 + 1013904223
+		b[i] = byte(x >> 24)
+	}
+	return b
+}
+
+func onDisk(t testing.TB, data []byte) *os.File {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// server is a Server under test on one listener.
+type server struct {
+	*Server
+	network, addr string
+	stop          func() // ends Serve and waits for it; idempotent
+}
+
+func startServer(t testing.TB, network string, cfg ServerConfig, h Handler) *server {
+	t.Helper()
+	addr := "127.0.0.1:0"
+	if network == "unix" {
+		addr = filepath.Join(t.TempDir(), "s")
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(t.Context(), network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &server{
+		Server:  NewServer(cfg, Identity{WorkerID: "w1", BootID: "b1"}, h, slog.New(slog.DiscardHandler), nil),
+		network: network, addr: l.Addr().String(),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	t.Cleanup(s.stop)
+	return s
+}
+
+func (s *server) dial(t testing.TB) *Conn {
+	t.Helper()
+	return s.dialWith(t, DefaultClientConfig())
+}
+
+func (s *server) dialWith(t testing.TB, cfg ClientConfig) *Conn {
+	t.Helper()
+	c, err := Dial(t.Context(), s.network, s.addr, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+func mustOpen(t testing.TB, c *Conn, path string, length int) uint32 {
+	t.Helper()
+	h, err := c.Open(t.Context(), ticketOf(path, int64(length)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}

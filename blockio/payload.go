@@ -1,0 +1,147 @@
+package blockio
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"unicode/utf8"
+
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+// readPayload is the payload of READ.
+type readPayload struct {
+	Offset uint64 // from the start of the header's block, or of the file
+	Length uint32 // in bytes
+}
+
+func appendReadPayload(b []byte, p readPayload) []byte {
+	b = binary.LittleEndian.AppendUint64(b, p.Offset)
+	b = binary.LittleEndian.AppendUint32(b, p.Length)
+	return binary.LittleEndian.AppendUint32(b, 0) // reserved
+}
+
+// parseReadPayload decodes exactly readPayloadSize bytes.
+func parseReadPayload(b []byte) readPayload {
+	_ = b[readPayloadSize-1]
+	return readPayload{Offset: binary.LittleEndian.Uint64(b), Length: binary.LittleEndian.Uint32(b[8:])}
+}
+
+// extent returns the bytes of the file that a READ asks for, and an error if
+// they are not all in the file or in the block that index names.
+func (p readPayload) extent(g block.Geometry, index uint32) (block.Extent, error) {
+	within := g.Whole()
+	if index != noBlock {
+		if int64(index) >= g.Blocks() {
+			return block.Extent{}, fmt.Errorf("block %d of a file of %d blocks", index, g.Blocks())
+		}
+		within = g.Block(int64(index))
+	}
+	switch {
+	case p.Length > MaxReadLength:
+		return block.Extent{}, fmt.Errorf("a read of %d bytes is longer than %d", p.Length, MaxReadLength)
+	case p.Offset > math.MaxInt64 || int64(p.Offset) > within.Length || int64(p.Length) > within.Length-int64(p.Offset):
+		return block.Extent{}, fmt.Errorf("a read of %d bytes at %d reaches behind the end at %d", p.Length, p.Offset, within.Length)
+	}
+	return block.Extent{Offset: within.Offset + int64(p.Offset), Length: int64(p.Length)}, nil
+}
+
+// pageCRC is the checksum of one page; Page counts from the page that holds
+// the first byte of the read.
+type pageCRC struct {
+	Page uint32
+	CRC  uint32
+}
+
+// endPayload is the payload of END.
+type endPayload struct {
+	Failed bool
+	Kind   errs.Kind
+	Text   string
+	CRCs   []pageCRC
+}
+
+// appendEnd appends the encoding of e; Text and CRCs must be within bounds.
+func appendEnd(b []byte, e *endPayload) []byte {
+	le := binary.LittleEndian
+	var outcome uint16
+	if e.Failed {
+		outcome = 1
+	}
+	b = le.AppendUint16(b, outcome)
+	b = le.AppendUint16(b, uint16(e.Kind))
+	b = le.AppendUint32(b, uint32(len(e.Text)))
+	b = le.AppendUint32(b, uint32(len(e.CRCs)))
+	b = le.AppendUint32(b, 0) // reserved
+	b = append(b, e.Text...)
+	for _, c := range e.CRCs {
+		b = le.AppendUint32(b, c.Page)
+		b = le.AppendUint32(b, c.CRC)
+	}
+	return b
+}
+
+// parseEnd decodes all of b. The checksums are appended to crcs, whose room is
+// used again.
+func parseEnd(b []byte, crcs []pageCRC) (endPayload, error) {
+	if len(b) < endFixed || len(b) > maxEnd {
+		return endPayload{}, fmt.Errorf("%w: END of %d bytes", errProtocol, len(b))
+	}
+	le := binary.LittleEndian
+	outcome, kind := le.Uint16(b), le.Uint16(b[2:])
+	texts, count := le.Uint32(b[4:]), le.Uint32(b[8:])
+	switch {
+	case outcome > 1 || outcome == 0 && (kind != 0 || texts != 0):
+		return endPayload{}, fmt.Errorf("%w: END with outcome %d, kind %d and %d bytes of text", errProtocol, outcome, kind, texts)
+	case texts > maxEndText || count > maxPageCRCs || len(b) != endFixed+int(texts)+int(count)*crcSize:
+		return endPayload{}, fmt.Errorf("%w: END of %d bytes with %d bytes of text and %d checksums", errProtocol, len(b), texts, count)
+	}
+	e := endPayload{Failed: outcome == 1, Kind: errs.Kind(kind), CRCs: crcs}
+	b = b[endFixed:]
+	if texts > 0 {
+		e.Text = strings.ToValidUTF8(string(b[:texts]), "\uFFFD")
+		b = b[texts:]
+	}
+	for ; len(b) > 0; b = b[crcSize:] {
+		c := pageCRC{Page: le.Uint32(b), CRC: le.Uint32(b[4:])}
+		if n := len(e.CRCs); n > len(crcs) && e.CRCs[n-1].Page >= c.Page {
+			return endPayload{}, fmt.Errorf("%w: END's checksums are not in ascending order", errProtocol)
+		}
+		e.CRCs = append(e.CRCs, c)
+	}
+	return e, nil
+}
+
+// endOf returns the END that tells err.
+func endOf(err error) endPayload {
+	if err == nil {
+		return endPayload{}
+	}
+	return endPayload{Failed: true, Kind: errs.KindOf(err), Text: cutText(err.Error(), maxEndText)}
+}
+
+// cutText returns at most n bytes of s, cut between characters.
+func cutText(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// err returns the error that a failed END tells, as seen by who did op on
+// addr; nil for a success.
+func (e *endPayload) err(op, addr string) error {
+	if !e.Failed {
+		return nil
+	}
+	if e.Text == "" {
+		return errs.E(e.Kind, op, addr, nil)
+	}
+	return errs.E(e.Kind, op, addr, errors.New(e.Text))
+}

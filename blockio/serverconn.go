@@ -1,0 +1,403 @@
+package blockio
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+// readBufferSize is the server's room per connection for frames that arrive.
+const readBufferSize = 16 << 10
+
+// serverConn is one connection on the server. The goroutine of serve reads
+// frames; each request has a goroutine of its own, counted by slots and wg.
+type serverConn struct {
+	srv   *Server
+	nc    net.Conn
+	in    *bufio.Reader
+	out   *frameWriter
+	slots chan struct{}
+	wg    sync.WaitGroup
+
+	mu          sync.Mutex
+	requests    map[uint64]*request // in flight, by ID
+	files       map[uint32]*openFile
+	lastHandle  uint32
+	opening     int // OPENs in flight
+	ticketBytes int // of files and of OPENs in flight
+}
+
+// openFile is one handle. refs counts the table and the reads under way; the
+// last one closes the file.
+type openFile struct {
+	file     File
+	geometry block.Geometry
+	size     int // of the encoded ticket
+	refs     int // under the connection's lock
+}
+
+// serve runs the connection until it ends, by the peer, by an error or, after
+// a drain, by ctx. The error says why; nil is a peer that hung up.
+func (c *serverConn) serve(ctx context.Context) error {
+	defer c.closeAll()
+	stop := context.AfterFunc(ctx, func() { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) }) // wakes the reader
+	defer stop()
+	if err := c.handshake(ctx); err != nil {
+		return err
+	}
+	err := c.readFrames(ctx)
+	if ctx.Err() != nil {
+		c.drain()
+		return nil
+	}
+	return err
+}
+
+// drain lets requests in flight end by themselves for a while.
+func (c *serverConn) drain() {
+	t := time.AfterFunc(c.srv.cfg.DrainTimeout.Std(), func() {
+		c.cancelAll()
+		_ = c.nc.Close() // also ends a send to a peer that does not receive
+	})
+	defer t.Stop()
+	c.wg.Wait()
+}
+
+// closeAll ends the connection: requests, socket, files.
+func (c *serverConn) closeAll() {
+	c.cancelAll()
+	_ = c.nc.Close() // nothing was promised that a failure could break
+	c.wg.Wait()
+	for _, f := range c.files { // no goroutine is left that could change it
+		c.closeFile(f)
+	}
+}
+
+func (c *serverConn) cancelAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.requests {
+		r.ctx.cancel(context.Canceled)
+	}
+}
+
+// handshake reads the client's hello and answers it.
+func (c *serverConn) handshake(ctx context.Context) error {
+	if err := c.nc.SetDeadline(time.Now().Add(c.srv.cfg.HandshakeTimeout.Std())); err != nil {
+		return err
+	}
+	if ctx.Err() != nil { // behind the deadline's setting, as in readFrames
+		return ctx.Err()
+	}
+	h, err := readClientHello(c.in)
+	if err != nil {
+		return err
+	}
+	answer := c.srv.hello(h.Features)
+	if h.Least > Version || h.Most < Version {
+		answer = refusal(errs.Unsupported, fmt.Sprintf("versions %d to %d of the data plane are not spoken here, %d is", h.Least, h.Most, Version))
+	}
+	if _, err := c.nc.Write(encodeServerHello(&answer)); err != nil {
+		return err
+	}
+	if answer.Failed {
+		return errs.E(answer.Kind, "handshake", "", errors.New(answer.Text))
+	}
+	return c.nc.SetDeadline(time.Time{})
+}
+
+// readFrames reads frames and starts their requests until ctx or the
+// connection ends.
+func (c *serverConn) readFrames(ctx context.Context) error {
+	idle := c.srv.cfg.IdleTimeout.Std()
+	var deadline time.Time
+	for {
+		// The timer is touched at most each eighth of the time.
+		if d := time.Now().Add(idle + idle/8); d.Sub(deadline) > idle/8 {
+			deadline = d
+			if err := c.nc.SetReadDeadline(d); err != nil {
+				return err
+			}
+		}
+		// Behind the deadline's setting, so that the one that ctx's end sets
+		// is not lost.
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		b, err := c.in.Peek(headerSize)
+		switch {
+		case errors.Is(err, io.EOF) && len(b) == 0:
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && len(b) == 0 && c.busy():
+			continue // it waits for us
+		case err != nil:
+			return err
+		}
+		h, err := parseHeader(b)
+		if err != nil {
+			return err
+		}
+		_, _ = c.in.Discard(headerSize) // was peeked
+		if err := c.frame(ctx, &h); err != nil {
+			return err
+		}
+	}
+}
+
+// busy reports whether requests are in flight.
+func (c *serverConn) busy() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.requests) > 0
+}
+
+// frame handles one frame whose header was read. An error ends the connection.
+func (c *serverConn) frame(ctx context.Context, h *header) error {
+	if h.Op.toClient() {
+		return fmt.Errorf("%w: op %d from a client", errProtocol, h.Op)
+	}
+	if h.Op == opCancel {
+		c.cancel(h.RequestID)
+		return nil
+	}
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	r := c.srv.requests.Get().(*request) //nolint:forcetypeassert // the pool holds nothing else
+	r.conn, r.head, r.started = c, *h, time.Now()
+	if err := c.prepare(ctx, r); err != nil {
+		r.reset()
+		c.srv.requests.Put(r)
+		return err
+	}
+	c.wg.Add(1)
+	go r.goRun()
+	return nil
+}
+
+// prepare reads the request's payload and decides what is known without
+// waiting: whether it is refused, and the state that later frames rely on.
+func (c *serverConn) prepare(ctx context.Context, r *request) error {
+	h := &r.head
+	timeout := c.srv.cfg.RequestTimeout.Std()
+	if h.TimeoutMS != 0 {
+		timeout = min(timeout, time.Duration(h.TimeoutMS)*time.Millisecond)
+	}
+	r.ctx.start(ctx, r.started.Add(timeout))
+	if h.Op == opClose {
+		r.handle = c.takeFile(h.Handle)
+		return nil
+	}
+	if !c.register(r) {
+		return fmt.Errorf("%w: request ID %d is in flight", errProtocol, h.RequestID)
+	}
+	if err := c.payload(r); err != nil {
+		c.forget(h.RequestID)
+		return err
+	}
+	return nil
+}
+
+// payload reads the payload and sets what r is to do. Only a failure of the
+// connection is an error; what is wrong with the request becomes its answer.
+func (c *serverConn) payload(r *request) error {
+	h := &r.head
+	unknown := h.Flags & criticalFlags &^ requestCritical
+	offered := h.Op == opOpen || h.Op == opRead
+	if unknown != 0 || !offered {
+		if _, err := c.in.Discard(int(h.Length)); err != nil {
+			return noEOF(err)
+		}
+		if unknown != 0 {
+			r.refuse = errs.E(errs.Unsupported, "serve", "", fmt.Errorf("flags %#x are not known to this release", unknown))
+		}
+		return nil
+	}
+	if h.Op == opOpen {
+		return c.openPayload(r)
+	}
+	b, err := c.in.Peek(readPayloadSize)
+	if err != nil {
+		return noEOF(err)
+	}
+	p := parseReadPayload(b)
+	_, _ = c.in.Discard(readPayloadSize) // was peeked
+	r.refuse = c.prepareRead(r, p)
+	return nil
+}
+
+// openPayload reads the ticket of an OPEN.
+func (c *serverConn) openPayload(r *request) error {
+	n := int(r.head.Length)
+	var b []byte
+	if n <= readBufferSize {
+		var err error
+		if b, err = c.in.Peek(n); err != nil {
+			return noEOF(err)
+		}
+	} else {
+		b = make([]byte, n)
+		if _, err := io.ReadFull(c.in, b); err != nil {
+			return noEOF(err)
+		}
+	}
+	t, err := block.ParseTicket(b)
+	if n <= readBufferSize {
+		_, _ = c.in.Discard(n) // was peeked
+	}
+	switch {
+	case err != nil:
+		r.refuse = errs.E(errs.Invalid, "open", "", err)
+	case !c.takeRoom(n):
+		r.refuse = errs.E(errs.Busy, "open", "", errors.New("too many open files on this connection"))
+	default:
+		r.ticket, r.size = t, n
+	}
+	return nil
+}
+
+// prepareRead checks a READ against its handle and takes a reference on it.
+func (c *serverConn) prepareRead(r *request, p readPayload) error {
+	h := &r.head
+	if h.Priority > PriorityRepair || h.Shard != 0 || h.Generation != 0 {
+		return errs.E(errs.Unsupported, "read", "", fmt.Errorf("priority %d, shard %d, generation %d", h.Priority, h.Shard, h.Generation))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := c.files[h.Handle]
+	if f == nil {
+		return errs.E(errs.Invalid, "read", "", fmt.Errorf("handle %d is not open", h.Handle))
+	}
+	e, err := p.extent(f.geometry, h.Block)
+	if err != nil {
+		return errs.E(errs.Invalid, "read", "", err)
+	}
+	f.refs++
+	r.handle = f
+	r.read = ReadRequest{
+		Extent: e, Priority: h.Priority, PlacementEpoch: h.PlacementEpoch, TraceID: h.TraceID,
+		CachedOnly: h.Flags&flagCachedOnly != 0,
+	}
+	return nil
+}
+
+// register makes r one of the requests in flight; false if its ID is taken.
+func (c *serverConn) register(r *request) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.requests[r.head.RequestID] != nil {
+		return false
+	}
+	c.requests[r.head.RequestID] = r
+	return true
+}
+
+// forget takes a request out of those in flight, before its END: from then on
+// the ID is free.
+func (c *serverConn) forget(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.requests, id)
+}
+
+// cancel ends the context of a request; one that is over is no error, for END
+// and CANCEL may cross.
+func (c *serverConn) cancel(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.requests[id]; r != nil {
+		r.ctx.cancel(context.Canceled)
+	}
+}
+
+// release ends the request's goroutine.
+func (c *serverConn) release(r *request) {
+	r.reset()
+	c.srv.requests.Put(r)
+	<-c.slots
+	c.wg.Done()
+}
+
+// takeRoom reserves a handle and n bytes of ticket.
+func (c *serverConn) takeRoom(n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.files)+c.opening >= c.srv.cfg.MaxHandles || c.ticketBytes+n > int(c.srv.cfg.MaxTicketBytes) {
+		return false
+	}
+	c.opening++
+	c.ticketBytes += n
+	return true
+}
+
+// giveRoom gives back what takeRoom reserved.
+func (c *serverConn) giveRoom(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opening--
+	c.ticketBytes -= n
+}
+
+// addFile gives f a handle in the room that takeRoom reserved.
+func (c *serverConn) addFile(f File, g block.Geometry, n int) uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opening--
+	for {
+		c.lastHandle++
+		if c.lastHandle != 0 && c.files[c.lastHandle] == nil {
+			break
+		}
+	}
+	c.files[c.lastHandle] = &openFile{file: f, geometry: g, size: n, refs: 1}
+	return c.lastHandle
+}
+
+// takeFile takes a handle out of the table; its reference is the caller's.
+// Nil if there is none.
+func (c *serverConn) takeFile(handle uint32) *openFile {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := c.files[handle]
+	if f != nil {
+		delete(c.files, handle)
+		c.ticketBytes -= f.size
+	}
+	return f
+}
+
+// unref gives a reference back and closes the file with the last one.
+func (c *serverConn) unref(f *openFile) {
+	c.mu.Lock()
+	f.refs--
+	last := f.refs == 0
+	c.mu.Unlock()
+	if last {
+		c.closeFile(f)
+	}
+}
+
+func (c *serverConn) closeFile(f *openFile) {
+	if err := f.file.Close(); err != nil {
+		c.srv.log.Warn("an open file could not be closed", "peer", peerName(c.nc), "error", err)
+	}
+}
+
+// noEOF makes an end in the middle of a frame an error of its own.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

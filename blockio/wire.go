@@ -1,0 +1,161 @@
+package blockio
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"millrace/block"
+)
+
+// op says what a frame is. Requests go to the server, the top bit marks what
+// goes to the client. Numbers are never changed or reused.
+type op uint8
+
+const (
+	opOpen     op = 1    // payload: a ticket; END's handle names it from now on
+	opClose    op = 2    // gives a handle back; no answer
+	opRead     op = 3    // payload: readPayload
+	opReadV    op = 4    // reserved: up to 64 ranges
+	opOpenRead op = 5    // reserved: OPEN and READ in one
+	opFD       op = 6    // reserved: a descriptor by SCM_RIGHTS
+	opTouch    op = 7    // reserved: reads that went through descriptors
+	opCancel   op = 8    // ends the request of that ID early; no answer
+	opWrite    op = 9    // reserved
+	opData     op = 0x80 // bytes, in order
+	opEnd      op = 0x81 // the outcome; the last frame of a request
+)
+
+// Sizes and bounds of the wire, in bytes where nothing else is said.
+const (
+	headerSize = 64
+	// MaxDataFrame bounds the payload of a DATA frame.
+	MaxDataFrame = 1 << 20
+	// MaxReadLength bounds one READ.
+	MaxReadLength = 64 << 20
+
+	readPayloadSize = 16
+	maxRanges       = 64
+	rangeSize       = 16
+	maxTouches      = 4096
+	touchSize       = 8
+
+	endFixed    = 16
+	crcSize     = 8
+	maxEndText  = 1024
+	maxPageCRCs = 512
+	maxEnd      = endFixed + maxEndText + maxPageCRCs*crcSize
+)
+
+// noBlock in a header says that offsets count from the start of the file.
+const noBlock = 0xFFFFFFFF
+
+// Flags. The low half is optional: a bit that the receiver does not know is
+// ignored. The high half is critical: a request with an unknown one is
+// refused with errs.Unsupported, a response with one ends the connection.
+const (
+	flagCachedOnly   uint32 = 1 << 16 // answer from the cache or with errs.NotCached
+	criticalFlags    uint32 = 0xFFFF0000
+	requestCritical         = flagCachedOnly
+	responseCritical uint32 = 0
+)
+
+var errProtocol = errors.New("protocol error")
+
+// header stands before every payload. Layout in SPEC.md.
+type header struct {
+	Length         uint32 // of the payload
+	Op             op
+	Priority       Priority
+	Shard          uint16
+	RequestID      uint64
+	Handle         uint32
+	Block          uint32
+	Flags          uint32
+	TimeoutMS      uint32 // 0 is none
+	Generation     uint64
+	PlacementEpoch uint64
+	TraceID        uint64
+}
+
+// appendHeader appends the encoding of h to b.
+func appendHeader(b []byte, h *header) []byte {
+	le := binary.LittleEndian
+	start := len(b)
+	b = le.AppendUint32(b, h.Length)
+	b = append(b, byte(h.Op), byte(h.Priority))
+	b = le.AppendUint16(b, h.Shard)
+	b = le.AppendUint64(b, h.RequestID)
+	b = le.AppendUint32(b, h.Handle)
+	b = le.AppendUint32(b, h.Block)
+	b = le.AppendUint32(b, h.Flags)
+	b = le.AppendUint32(b, h.TimeoutMS)
+	b = le.AppendUint64(b, h.Generation)
+	b = le.AppendUint64(b, h.PlacementEpoch)
+	b = le.AppendUint64(b, h.TraceID)
+	b = le.AppendUint32(b, 0) // reserved
+	return le.AppendUint32(b, block.Checksum(b[start:start+headerSize-4]))
+}
+
+// parseHeader decodes the first headerSize bytes of b and checks the checksum,
+// that the op is known and that the payload is within the op's bounds.
+func parseHeader(b []byte) (header, error) {
+	_ = b[headerSize-1]
+	le := binary.LittleEndian
+	if got := block.Checksum(b[:headerSize-4]); got != le.Uint32(b[headerSize-4:]) {
+		return header{}, fmt.Errorf("%w: header's checksum does not match", errProtocol)
+	}
+	h := header{
+		Length:         le.Uint32(b),
+		Op:             op(b[4]),
+		Priority:       Priority(b[5]),
+		Shard:          le.Uint16(b[6:]),
+		RequestID:      le.Uint64(b[8:]),
+		Handle:         le.Uint32(b[16:]),
+		Block:          le.Uint32(b[20:]),
+		Flags:          le.Uint32(b[24:]),
+		TimeoutMS:      le.Uint32(b[28:]),
+		Generation:     le.Uint64(b[32:]),
+		PlacementEpoch: le.Uint64(b[40:]),
+		TraceID:        le.Uint64(b[48:]),
+	}
+	least, most, known := h.Op.bounds()
+	switch {
+	case !known:
+		return header{}, fmt.Errorf("%w: op %d is unknown", errProtocol, h.Op)
+	case h.Length < least || h.Length > most:
+		return header{}, fmt.Errorf("%w: a payload of %d bytes for op %d is not in [%d, %d]", errProtocol, h.Length, h.Op, least, most)
+	case h.RequestID == 0 && h.Op != opClose:
+		return header{}, fmt.Errorf("%w: op %d without a request ID", errProtocol, h.Op)
+	}
+	return h, nil
+}
+
+// bounds returns the least and the most bytes of payload that o may have.
+func (o op) bounds() (least, most uint32, known bool) {
+	switch o {
+	case opOpen:
+		return 1, block.MaxTicketSize, true
+	case opClose, opCancel, opFD:
+		return 0, 0, true
+	case opRead:
+		return readPayloadSize, readPayloadSize, true
+	case opReadV:
+		return rangeSize, maxRanges * rangeSize, true
+	case opOpenRead:
+		return readPayloadSize + 1, readPayloadSize + block.MaxTicketSize, true
+	case opTouch:
+		return 0, maxTouches * touchSize, true
+	case opWrite:
+		return 0, MaxDataFrame, true
+	case opData:
+		return 1, MaxDataFrame, true
+	case opEnd:
+		return endFixed, maxEnd, true
+	default:
+		return 0, 0, false
+	}
+}
+
+// toClient reports whether o is sent by servers.
+func (o op) toClient() bool { return o&0x80 != 0 }
