@@ -1,0 +1,115 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// RequireEnv is the environment variable that lists the needs, separated by
+// commas, that must not be missing: "s3", "fuse", "root", or "all".
+const RequireEnv = "MILLRACE_REQUIRE"
+
+// ServerEnv is the environment variable that names the S3 server's binary.
+const ServerEnv = "MILLRACE_VERSITYGW"
+
+// Need is something that a test cannot do without.
+type Need string
+
+// The needs that Require knows.
+const (
+	S3Server Need = "s3"   // the versitygw binary
+	Fuse     Need = "fuse" // /dev/fuse, and the right to mount
+	Root     Need = "root" // effective user ID 0
+)
+
+// Require skips the test when one of the needs is missing, and says which; it
+// fails the test instead when MILLRACE_REQUIRE names the need.
+func Require(tb testing.TB, needs ...Need) {
+	tb.Helper()
+	for _, n := range needs {
+		err := n.check()
+		if err == nil {
+			continue
+		}
+		if required(os.Getenv(RequireEnv), n) {
+			tb.Fatalf("REQUIRED BUT MISSING: %s: %v", n, err)
+		}
+		tb.Skipf("SKIPPED, NOT TESTED: needs %s: %v (set %s=%s to make this a failure)", n, err, RequireEnv, n)
+	}
+}
+
+// required reports whether list, the value of MILLRACE_REQUIRE, names n.
+func required(list string, n Need) bool {
+	names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+	return slices.Contains(names, string(n)) || slices.Contains(names, "all")
+}
+
+func (n Need) check() error {
+	switch n {
+	case S3Server:
+		_, err := serverBinary()
+		return err
+	case Fuse:
+		return checkFuse()
+	case Root:
+		if uid := os.Geteuid(); uid != 0 {
+			return fmt.Errorf("the effective user ID is %d", uid)
+		}
+		return nil
+	default:
+		return fmt.Errorf("the need %q is unknown", string(n))
+	}
+}
+
+func checkFuse() error {
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	for _, name := range []string{"fusermount3", "fusermount"} {
+		if _, err := exec.LookPath(name); err == nil {
+			return nil
+		}
+	}
+	return errors.New("neither root nor fusermount can mount")
+}
+
+// serverBinary finds the S3 server: where MILLRACE_VERSITYGW says, else in
+// .tools of the working directory or one above it, else in PATH.
+func serverBinary() (string, error) {
+	if path := os.Getenv(ServerEnv); path != "" {
+		return exec.LookPath(path)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		path := filepath.Join(dir, ".tools", "versitygw")
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			return path, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			break
+		}
+		dir = up
+	}
+	path, err := exec.LookPath("versitygw")
+	if err != nil {
+		return "", fmt.Errorf("versitygw is not in $%s, not in .tools of a folder above, not in PATH: `make tools` builds it", ServerEnv)
+	}
+	return path, nil
+}

@@ -1,0 +1,43 @@
+package ufs
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"millrace/internal/errs"
+)
+
+// The option keys that every kind of under-store mount has. They say how
+// Millrace caches, not how the under-store is reached, so stores ignore them.
+const (
+	OptionFreshness      = "freshness"
+	OptionTTL            = "ttl"
+	OptionPlacement      = "placement"
+	OptionWholeFileLimit = "whole_file_limit"
+	OptionBlockSize      = "block_size"
+	OptionVerify         = "verify"
+)
+
+// GenericOptions returns the keys that every kind of under-store mount has.
+func GenericOptions() []string {
+	return []string{
+		OptionFreshness, OptionTTL, OptionPlacement,
+		OptionWholeFileLimit, OptionBlockSize, OptionVerify,
+	}
+}
+
+// CheckOptions reports the first key, in byte order, that is neither generic
+// nor among known, as errs.Invalid that names it and those that would do.
+func CheckOptions(cfg Config, known ...string) error {
+	for _, key := range slices.Sorted(maps.Keys(cfg.Options)) {
+		if slices.Contains(known, key) || slices.Contains(GenericOptions(), key) {
+			continue
+		}
+		all := slices.Sorted(slices.Values(append(GenericOptions(), known...)))
+		return errs.E(errs.Invalid, "open under-store", cfg.URI,
+			fmt.Errorf("option %q is unknown, known are %s", key, strings.Join(all, ", ")))
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+package s3fs
+
+import (
+	"fmt"
+	"io"
+	"testing"
+
+	"millrace/block"
+	"millrace/internal/testenv"
+	"millrace/ufs"
+)
+
+// BenchmarkRead reads extents of an object from a real server, over and over.
+func BenchmarkRead(b *testing.B) {
+	server := testenv.StartS3(b)
+	bucket := server.Bucket(b, "bucket")
+	const size = 16 << 20
+	tag := bucket.Put(b, "k", make([]byte, size))
+	s, err := open(b.Context(), ufs.Config{URI: "s3://bucket", Options: server.Options(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	buf := make([]byte, 1<<20)
+	for _, n := range []int64{4 << 10, 256 << 10, size} {
+		b.Run(fmt.Sprintf("%dKiB", n>>10), func(b *testing.B) {
+			b.SetBytes(n)
+			b.ReportAllocs()
+			for b.Loop() {
+				r, err := s.Read(b.Context(), ufs.Object{Path: "k", Tag: tag, Length: size}, block.Extent{Length: n})
+				if err != nil {
+					b.Fatal(err)
+				}
+				for {
+					_, err := r.Read(buf)
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				r.Close()
+			}
+		})
+	}
+}

@@ -1,0 +1,187 @@
+package s3fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"millrace/block"
+	"millrace/internal/errs"
+	"millrace/ufs"
+)
+
+// stallTimeout is how long a body may bring no byte while a reader waits.
+const stallTimeout = 30 * time.Second
+
+// errStalled is why a request was canceled by its own reader.
+var errStalled = errors.New("the server sends nothing more")
+
+// Read opens the bytes e of one version of a file: one GET, whose answer is
+// checked against obj and e before a byte of it is passed on.
+func (s *Store) Read(ctx context.Context, obj ufs.Object, e block.Extent) (io.ReadCloser, error) {
+	const op = "read"
+	if err := s.checkPath(op, obj.Path); err != nil {
+		return nil, err
+	}
+	if e.IsEmpty() || e.Offset < 0 || e.End() > obj.Length || obj.Path == "" || obj.Tag == "" {
+		return nil, errs.E(errs.Invalid, op, s.name(obj.Path), fmt.Errorf("extent %v of %d bytes, tag %q", e, obj.Length, obj.Tag))
+	}
+	in := &s3.GetObjectInput{
+		Bucket: &s.bucket, Key: aws.String(s.key(obj.Path)),
+		Range: aws.String("bytes=" + strconv.FormatInt(e.Offset, 10) + "-" + strconv.FormatInt(e.End()-1, 10)),
+	}
+	if modified, ok := tagModified(obj.Tag); ok {
+		in.IfUnmodifiedSince = &modified
+	} else {
+		in.IfMatch = aws.String(`"` + obj.Tag + `"`)
+	}
+	reqCtx, cancel := context.WithCancelCause(ctx)
+	out, err := s.client.GetObject(reqCtx, in)
+	if err != nil {
+		cancel(nil)
+		return nil, s.fail(ctx, op, obj.Path, err)
+	}
+	if err := checkAnswer(out, obj, e); err != nil {
+		// Not drained: the body may be as long as the object.
+		cancel(nil)
+		return nil, errs.Wrap(errors.Join(err, out.Body.Close()), op, s.name(obj.Path))
+	}
+	b := &body{store: s, path: obj.Path, ctx: ctx, request: reqCtx, cancel: cancel, body: out.Body, left: e.Length}
+	b.stall = time.AfterFunc(s.stall, func() { cancel(errStalled) })
+	b.stall.Stop()
+	return b, nil
+}
+
+// checkAnswer holds a GET's answer against what was asked for.
+func checkAnswer(out *s3.GetObjectOutput, obj ufs.Object, e block.Extent) error {
+	whole := e == (block.Extent{Length: obj.Length})
+	status := 0
+	if raw, ok := awsmiddleware.GetRawResponse(out.ResultMetadata).(*smithyhttp.Response); ok {
+		status = raw.StatusCode
+	}
+	v := version{etag: aws.ToString(out.ETag), modified: aws.ToTime(out.LastModified), length: obj.Length}
+	if tag := v.tag(); tag != obj.Tag {
+		return errs.E(errs.Stale, "", "", fmt.Errorf("the version is %s, not %s", tag, obj.Tag))
+	}
+	switch {
+	case status == 206:
+		if err := checkContentRange(aws.ToString(out.ContentRange), obj, e); err != nil {
+			return err
+		}
+	case status == 200 && whole:
+		// The length says the rest.
+	case status == 200:
+		return errs.E(errs.Unsupported, "", "", errors.New("the server ignores the Range header and sends the whole object"))
+	default:
+		return errs.E(errs.Unavailable, "", "", fmt.Errorf("unexpected HTTP status %d", status))
+	}
+	// Without a length the body itself is counted.
+	if out.ContentLength == nil || *out.ContentLength < 0 || *out.ContentLength == e.Length {
+		return nil
+	}
+	if status == 200 { // a whole object of another length
+		return errs.E(errs.Stale, "", "", fmt.Errorf("the object has %d bytes, not %d", *out.ContentLength, obj.Length))
+	}
+	return errs.E(errs.Corrupt, "", "", fmt.Errorf("the answer has %d bytes, asked for were %d", *out.ContentLength, e.Length))
+}
+
+// checkContentRange holds "bytes FIRST-LAST/LENGTH" against what was asked for.
+func checkContentRange(header string, obj ufs.Object, e block.Extent) error {
+	span, total, _ := strings.Cut(strings.TrimPrefix(header, "bytes "), "/")
+	if length, err := strconv.ParseInt(total, 10, 64); err == nil && length != obj.Length {
+		return errs.E(errs.Stale, "", "", fmt.Errorf("the object has %d bytes, not %d", length, obj.Length))
+	}
+	want := fmt.Sprintf("%d-%d", e.Offset, e.End()-1)
+	if span != want || total != strconv.FormatInt(obj.Length, 10) || !strings.HasPrefix(header, "bytes ") {
+		return errs.E(errs.Corrupt, "", "", fmt.Errorf("the server answers with Content-Range %q, asked for was bytes %s/%d", header, want, obj.Length))
+	}
+	return nil
+}
+
+// body passes on exactly the bytes that were asked for.
+type body struct {
+	store   *Store
+	path    string
+	ctx     context.Context //nolint:containedctx // the reader's life is the request's
+	request context.Context //nolint:containedctx // the same, with the reason why it was cut
+	cancel  context.CancelCauseFunc
+	stall   *time.Timer // runs while the server is waited for
+	body    io.ReadCloser
+	left    int64
+	err     error // sticky
+}
+
+// Read reads the next bytes.
+func (b *body) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if b.left == 0 {
+		return 0, b.end()
+	}
+	b.stall.Reset(b.store.stall)
+	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
+	b.stall.Stop()
+	b.left -= int64(n)
+	switch {
+	case err == nil || (b.left == 0 && errors.Is(err, io.EOF)):
+		return n, nil
+	case errors.Is(err, io.EOF):
+		err = io.ErrUnexpectedEOF
+	}
+	b.err = b.fail(err)
+	return n, b.err
+}
+
+// end sees to it that nothing follows the last byte, which a server that sent
+// no length could do.
+func (b *body) end() error {
+	var one [1]byte
+	b.stall.Reset(b.store.stall)
+	n, err := b.body.Read(one[:])
+	b.stall.Stop()
+	switch {
+	case n > 0:
+		b.err = errs.E(errs.Corrupt, "read", b.store.name(b.path), errors.New("the server sends more than was asked for"))
+	case errors.Is(err, io.EOF):
+		b.err = io.EOF
+	default:
+		b.err = b.fail(err)
+	}
+	return b.err
+}
+
+// fail classifies an error in mid-body: none of them says that the object is
+// not there, so that all but the caller's own are worth another request.
+func (b *body) fail(err error) error {
+	switch {
+	case b.ctx.Err() != nil:
+		return errs.Wrap(b.ctx.Err(), "read", b.store.name(b.path))
+	case errors.Is(context.Cause(b.request), errStalled):
+		err = errStalled
+	}
+	return errs.E(errs.Unavailable, "read", b.store.name(b.path), fmt.Errorf("%d bytes are missing: %w", b.left, err))
+}
+
+// Close ends the request. A body that was read to its end leaves its
+// connection to the next request; any other takes it along.
+func (b *body) Close() error {
+	b.stall.Stop()
+	if b.err == nil {
+		b.err = errs.E(errs.Invalid, "read", b.store.name(b.path), errors.New("the reader is closed"))
+	}
+	b.cancel(nil)
+	return b.body.Close()
+}

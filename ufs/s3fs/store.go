@@ -1,0 +1,235 @@
+package s3fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
+
+	"millrace/internal/errs"
+	"millrace/ufs"
+)
+
+// Store is a bucket or a prefix of one. It is safe for concurrent use.
+type Store struct {
+	client    *s3.Client
+	transport *http.Transport
+	bucket    string
+	prefix    string // "" or with a slash at its end
+	uri       string // without a slash at its end
+	pageSize  int32  // keys per listing request
+	stall     time.Duration
+	now       func() time.Time
+}
+
+var _ ufs.Opener = Open
+
+// Open makes the store of cfg.URI, s3://BUCKET[/PREFIX]. It asks nothing of
+// the network: a bucket that does not exist is seen by the first request.
+// Options that are wrong are errs.Invalid and named.
+func Open(ctx context.Context, cfg ufs.Config) (ufs.Store, error) {
+	return open(ctx, cfg)
+}
+
+func open(ctx context.Context, cfg ufs.Config) (*Store, error) {
+	set, err := parse(cfg)
+	if err != nil {
+		return nil, err
+	}
+	awsConfig, err := loadConfig(ctx, set)
+	if err != nil {
+		return nil, errs.E(errs.Invalid, "open under-store", cfg.URI, fmt.Errorf("AWS configuration: %w", err))
+	}
+	// The SDK's own client has learned of AWS_CA_BUNDLE by now.
+	buildable, ok := awsConfig.HTTPClient.(*awshttp.BuildableClient)
+	if !ok {
+		buildable = awshttp.NewBuildableClient()
+	}
+	s := &Store{
+		transport: buildable.GetTransport(),
+		bucket:    set.bucket,
+		uri:       strings.TrimSuffix(scheme+set.bucket+"/"+set.prefix, "/"),
+		pageSize:  1000, // the most that S3 answers
+		stall:     stallTimeout,
+		now:       time.Now,
+	}
+	if set.prefix != "" {
+		s.prefix = set.prefix + "/"
+	}
+	tuneTransport(s.transport, set.connections)
+	var rt http.RoundTripper = s.transport
+	if cfg.Observer != nil {
+		rt = &observed{next: rt, observer: cfg.Observer}
+	}
+	s.client = newClient(awsConfig, set, &http.Client{Transport: rt, CheckRedirect: keepRedirects})
+	return s, nil
+}
+
+// loadConfig reads the SDK's environment variables and files, as far as the
+// options do not overrule them.
+func loadConfig(ctx context.Context, set settings) (aws.Config, error) {
+	opts := []func(*config.LoadOptions) error{
+		config.WithHTTPClient(awshttp.NewBuildableClient()),
+		config.WithAppID("millrace"),
+		config.WithLogger(logging.Nop{}), // what matters comes back as an error
+	}
+	if set.region != "" {
+		opts = append(opts, config.WithRegion(set.region))
+	}
+	switch {
+	case set.accessKeyEnv != "":
+		opts = append(opts, config.WithCredentialsProvider(envCredentials{accessKey: set.accessKeyEnv, secretKey: set.secretKeyEnv}))
+	case set.credentialsFile != "":
+		// A profile that is named overrules AWS_ACCESS_KEY_ID, so the default
+		// one is named too: who names a file means that file.
+		profile := set.profile
+		if profile == "" {
+			profile = "default"
+		}
+		opts = append(opts, config.WithSharedConfigProfile(profile),
+			config.WithSharedCredentialsFiles([]string{set.credentialsFile}),
+			config.WithSharedConfigFiles([]string{}))
+	case set.profile != "":
+		opts = append(opts, config.WithSharedConfigProfile(set.profile))
+	}
+	return config.LoadDefaultConfig(ctx, opts...)
+}
+
+func newClient(awsConfig aws.Config, set settings, client *http.Client) *s3.Client {
+	return s3.NewFromConfig(awsConfig, func(o *s3.Options) {
+		o.HTTPClient = client
+		o.Credentials = boundedCredentials{next: awsConfig.Credentials}
+		if set.anonymous {
+			o.Credentials = aws.AnonymousCredentials{}
+		}
+		if set.endpoint != "" {
+			o.BaseEndpoint = aws.String(set.endpoint)
+		}
+		if o.Region == "" {
+			o.Region = defaultRegion
+		}
+		if set.pathStyle != nil {
+			o.UsePathStyle = *set.pathStyle
+		} else if o.BaseEndpoint != nil {
+			o.UsePathStyle = wantsPathStyle(*o.BaseEndpoint)
+		}
+		// Pages have a CRC of our own from here on; a second checksum over
+		// each body would cost as much as the rest of the read.
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
+		o.DisableLogOutputChecksumValidationSkipped = true
+		o.Retryer = retry.NewStandard(func(r *retry.StandardOptions) {
+			r.MaxAttempts = maxAttempts
+			r.Backoff = retry.BackoffDelayerFunc(backoff)
+			r.Retryables = append(r.Retryables, retry.RetryableHTTPStatusCode{
+				Codes: map[int]struct{}{http.StatusTooManyRequests: {}},
+			})
+		})
+	})
+}
+
+// Close closes the idle connections.
+func (s *Store) Close() error {
+	s.transport.CloseIdleConnections()
+	return nil
+}
+
+// Stat describes path: one HEAD for a file, a HEAD and a LIST of one key for a
+// directory or nothing.
+func (s *Store) Stat(ctx context.Context, path string) (ufs.Info, error) {
+	const op = "stat"
+	if err := s.checkPath(op, path); err != nil {
+		return ufs.Info{}, err
+	}
+	if path != "" {
+		info, err := s.statFile(ctx, path)
+		if err == nil || !errors.Is(err, errs.NotFound) {
+			return info, err
+		}
+	}
+	exists, err := s.dirExists(ctx, op, path)
+	switch {
+	case err != nil:
+		return ufs.Info{}, err
+	case !exists:
+		return ufs.Info{}, errs.E(errs.NotFound, op, s.name(path), nil)
+	}
+	return ufs.Info{Path: path, Type: ufs.Dir}, nil
+}
+
+func (s *Store) statFile(ctx context.Context, path string) (ufs.Info, error) {
+	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(path))})
+	if err != nil {
+		return ufs.Info{}, s.fail(ctx, "stat", path, err)
+	}
+	if out.ContentLength == nil || *out.ContentLength < 0 {
+		return ufs.Info{}, errs.E(errs.Unavailable, "stat", s.name(path), errors.New("the server does not say how long the object is"))
+	}
+	v := version{etag: aws.ToString(out.ETag), modified: aws.ToTime(out.LastModified), length: *out.ContentLength}
+	return s.fileInfo(path, v, s.serverTime(out.ResultMetadata)), nil
+}
+
+// dirExists reports whether any key is below path. The root exists when its
+// bucket does.
+func (s *Store) dirExists(ctx context.Context, op, path string) (bool, error) {
+	out, err := s.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
+		Bucket: &s.bucket, Prefix: aws.String(s.dirKey(path)), MaxKeys: aws.Int32(1),
+	})
+	if err != nil {
+		return false, s.fail(ctx, op, path, err)
+	}
+	return path == "" || len(out.Contents) > 0 || len(out.CommonPrefixes) > 0, nil
+}
+
+func (s *Store) fileInfo(path string, v version, now time.Time) ufs.Info {
+	return ufs.Info{
+		Path: path, Type: ufs.File, Size: v.length, MTime: v.modified,
+		Tag: v.tag(), Unsettled: v.unsettled(now),
+	}
+}
+
+// serverTime returns the time at which the server answered, by its own clock
+// where it says so: LastModified is by that clock too.
+func (s *Store) serverTime(m middleware.Metadata) time.Time {
+	if t, ok := awsmiddleware.GetServerTime(m); ok && !t.IsZero() {
+		return t
+	}
+	return s.now()
+}
+
+// key returns the key of a file.
+func (s *Store) key(path string) string { return s.prefix + path }
+
+// dirKey returns what the keys below path start with.
+func (s *Store) dirKey(path string) string {
+	if path == "" {
+		return s.prefix
+	}
+	return s.prefix + path + "/"
+}
+
+// name returns the URI of path, for messages.
+func (s *Store) name(path string) string {
+	if path == "" {
+		return s.uri
+	}
+	return s.uri + "/" + path
+}
+
+func (s *Store) checkPath(op, path string) error {
+	if ufs.ValidPath(path) {
+		return nil
+	}
+	return errs.E(errs.Invalid, op, s.name(path), errors.New(`the path has an empty component, "." or ".."`))
+}
