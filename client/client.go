@@ -1,0 +1,207 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"millrace/api"
+	"millrace/internal/errs"
+)
+
+const (
+	reportEvery   = time.Second      // while counters change
+	reportAnyway  = 10 * time.Second // so that a new leader learns them
+	reportTimeout = 2 * time.Second
+	// maxBackground bounds the renewals of tickets that are under way.
+	maxBackground = 4
+
+	bootIDFile = "/proc/sys/kernel/random/boot_id"
+)
+
+// Client is a connection to a cluster. It is safe for concurrent use.
+type Client struct {
+	cfg     Config
+	id      string // random, one for each Client
+	log     *slog.Logger
+	masters *masters
+	members *members
+	workers *workers
+	entries *lru.Cache[string, *Entry] // files whose tickets Open may use again
+
+	opensCopy        atomic.Int64
+	opensPassthrough atomic.Int64
+
+	stop       context.CancelFunc
+	running    sync.WaitGroup
+	slots      chan struct{} // of background work
+	start      func(func(context.Context))
+	unregister func()
+
+	closing sync.RWMutex // held to start a goroutine beside closed
+	closed  atomic.Bool
+}
+
+// Dial makes a client of the cluster whose masters cfg names. It waits for
+// nothing: no master needs to be up. ctx is for Dial alone; the client lives
+// until Close. log is required, reg may be nil.
+func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Client, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, errs.E(errs.Invalid, "client", "", err)
+	}
+	entries, err := lru.New[string, *Entry](cfg.EntryCache)
+	if err != nil {
+		return nil, errs.E(errs.Invalid, "client", "", err)
+	}
+	c := &Client{
+		cfg: cfg, id: rand.Text(), log: log, entries: entries,
+		slots: make(chan struct{}, maxBackground),
+	}
+	if c.unregister, err = c.register(reg); err != nil {
+		return nil, errs.E(errs.Exists, "client metrics", "", err)
+	}
+	c.masters = newMasters(&c.cfg)
+	c.workers = newWorkers(&c.cfg, bootID(), log)
+	c.members = newMembers(c.masters, log, c.workers.keep)
+
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	c.stop = stop
+	c.start = func(f func(context.Context)) { c.running.Go(func() { f(life) }) }
+	c.start(c.members.run)
+	c.start(c.report)
+	return c, nil
+}
+
+// bootID returns the boot ID of this host, "" if it has none: then no worker
+// counts as local.
+func bootID() string {
+	b, err := os.ReadFile(bootIDFile)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// Close tells the masters the last counters and ends all that the client
+// started. Reads under way fail.
+func (c *Client) Close() error {
+	c.closing.Lock()
+	again := c.closed.Swap(true)
+	c.closing.Unlock()
+	if again {
+		return nil
+	}
+	c.stop()
+	c.running.Wait()
+	c.workers.close()
+	c.unregister()
+	return c.masters.close()
+}
+
+// background runs f in a goroutine of the client, unless too many run.
+func (c *Client) background(f func(context.Context)) {
+	c.closing.RLock()
+	defer c.closing.RUnlock()
+	if c.closed.Load() {
+		return
+	}
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		return
+	}
+	c.start(func(ctx context.Context) {
+		defer func() { <-c.slots }()
+		f(ctx)
+	})
+}
+
+// CountOpen counts a file that was opened for a program: by handing the
+// kernel a descriptor (passthrough) or by copying. The masters add the counts
+// of all clients up.
+func (c *Client) CountOpen(passthrough bool) {
+	if passthrough {
+		c.opensPassthrough.Add(1)
+	} else {
+		c.opensCopy.Add(1)
+	}
+}
+
+func (c *Client) counters() *api.Counters {
+	return &api.Counters{OpensCopy: c.opensCopy.Load(), OpensPassthrough: c.opensPassthrough.Load()}
+}
+
+// report tells the masters the counters while they change, and once at the
+// end.
+func (c *Client) report(ctx context.Context) {
+	ticker := time.NewTicker(reportEvery)
+	defer ticker.Stop()
+	var sent [2]int64
+	var at time.Time
+	send := func(ctx context.Context, anyway bool) {
+		counts := c.counters()
+		now := [2]int64{counts.GetOpensCopy(), counts.GetOpensPassthrough()}
+		if now == sent && !anyway {
+			return
+		}
+		if err := c.sendReport(ctx, counts); err != nil {
+			c.log.LogAttrs(ctx, slog.LevelDebug, "report counters", slog.Any("error", err))
+			return
+		}
+		sent, at = now, time.Now()
+	}
+	for {
+		select {
+		case <-ticker.C:
+			send(ctx, sent != [2]int64{} && time.Since(at) >= reportAnyway)
+		case <-ctx.Done():
+			send(context.WithoutCancel(ctx), false)
+			return
+		}
+	}
+}
+
+func (c *Client) sendReport(ctx context.Context, counts *api.Counters) error {
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
+	req := &api.ReportClientRequest{ClientId: c.id, Counters: counts}
+	return c.masters.call(ctx, "report", "", func(ctx context.Context, cc *grpc.ClientConn) error {
+		_, err := api.NewClusterServiceClient(cc).ReportClient(ctx, req)
+		return err
+	})
+}
+
+// register adds the client's metrics to reg.
+func (c *Client) register(reg prometheus.Registerer) (undo func(), err error) {
+	opens := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "millrace_client_opens_total", Help: "Files opened for programs, by how they are read.",
+		ConstLabels: prometheus.Labels{"mode": "copy"},
+	}, func() float64 { return float64(c.opensCopy.Load()) })
+	handed := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "millrace_client_opens_total", Help: "Files opened for programs, by how they are read.",
+		ConstLabels: prometheus.Labels{"mode": "passthrough"},
+	}, func() float64 { return float64(c.opensPassthrough.Load()) })
+	if reg == nil {
+		return func() {}, nil
+	}
+	if err := reg.Register(opens); err != nil {
+		return nil, err
+	}
+	if err := reg.Register(handed); err != nil {
+		reg.Unregister(opens)
+		return nil, err
+	}
+	return func() {
+		reg.Unregister(opens)
+		reg.Unregister(handed)
+	}, nil
+}

@@ -1,0 +1,315 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+const (
+	// pieceSize is what one request to a worker asks for at most, in bytes.
+	pieceSize = 4 << 20
+	// renewBefore is how long before its expiry a ticket is renewed, and
+	// renewEvery how often that is tried.
+	renewBefore = 30 * time.Minute
+	renewEvery  = 30 * time.Second
+)
+
+// File reads one version of a file. It is safe for concurrent use.
+type File struct {
+	c      *Client
+	entry  *Entry
+	ticket atomic.Pointer[block.Ticket]
+	// renewed is when a renewal was tried last, in Unix ns.
+	renewed  atomic.Int64
+	replaced atomic.Bool // the path has another version: no renewal any more
+	closed   atomic.Bool
+}
+
+var (
+	_ io.ReaderAt = (*File)(nil)
+	_ io.Closer   = (*File)(nil)
+)
+
+// Open opens the current version of a file. Within the validity of an earlier
+// answer about it no master is asked.
+func (c *Client) Open(ctx context.Context, p string) (*File, error) {
+	p, err := clean("open", p)
+	if err != nil {
+		return nil, err
+	}
+	e, ok := c.entries.Get(p)
+	if now := time.Now(); !ok || !now.Before(e.ValidUntil) || e.Ticket.ExpiredAt(now) {
+		if e, err = c.Stat(ctx, p, StatOptions{WithTicket: true}); err != nil {
+			return nil, err
+		}
+		if !e.Dir && e.Ticket != nil {
+			c.entries.Add(p, e)
+		}
+	}
+	return c.OpenEntry(ctx, e)
+}
+
+// OpenEntry opens the version of a file that e describes. It asks no master
+// if e has a ticket that is valid; if it has none, and the file has another
+// version by now, it is errs.Stale.
+func (c *Client) OpenEntry(ctx context.Context, e *Entry) (*File, error) {
+	if e.Dir {
+		return nil, errs.E(errs.IsDir, "open", e.Path, nil)
+	}
+	if c.closed.Load() {
+		return nil, errs.E(errs.Invalid, "open", e.Path, fs.ErrClosed)
+	}
+	if e.Ticket == nil || expired(e.Ticket, time.Now()) {
+		fresh, err := c.Stat(ctx, e.Path, StatOptions{WithTicket: true})
+		switch {
+		case err != nil:
+			return nil, err
+		case fresh.FileID != e.FileID:
+			return nil, errs.E(errs.Stale, "open", e.Path, nil)
+		case fresh.Ticket == nil:
+			return nil, errs.E(errs.Internal, "open", e.Path, errors.New("the master gave no ticket"))
+		}
+		e = fresh
+	}
+	f := &File{c: c, entry: e}
+	f.ticket.Store(e.Ticket)
+	return f, nil
+}
+
+// expired is stricter than Ticket.ExpiredAt: by this host's clock, without
+// the skew that workers allow.
+func expired(t *block.Ticket, now time.Time) bool {
+	return !t.Expiry.IsZero() && !now.Before(t.Expiry)
+}
+
+// Size returns the length of the file in bytes.
+func (f *File) Size() int64 { return f.entry.Size }
+
+// Entry returns what was opened.
+func (f *File) Entry() *Entry { return f.entry }
+
+// Close makes later reads fail; those under way end as if it were open.
+func (f *File) Close() error {
+	if f.closed.Swap(true) {
+		return errs.E(errs.Invalid, "close", f.entry.Path, fs.ErrClosed)
+	}
+	return nil
+}
+
+// ReadAt is ReadAtContext without a context; Config.ReadRetryFor bounds it.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	return f.ReadAtContext(context.Background(), p, off)
+}
+
+// ReadAtContext fills p with the bytes at off, as io.ReaderAt says: it is
+// short only with an error, which is io.EOF at the file's end. While no worker
+// can serve, it tries again until ctx ends or Config.ReadRetryFor has passed.
+// errs.Stale means that this version cannot be read any more.
+func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	switch {
+	case f.closed.Load():
+		return 0, errs.E(errs.Invalid, "read", f.entry.Path, fs.ErrClosed)
+	case off < 0:
+		return 0, errs.E(errs.Invalid, "read", f.entry.Path, fmt.Errorf("offset %d is negative", off))
+	case len(p) == 0:
+		return 0, nil
+	case off >= f.entry.Size:
+		return 0, io.EOF
+	}
+	var atEnd error
+	if left := f.entry.Size - off; int64(len(p)) > left {
+		p, atEnd = p[:left], io.EOF
+	}
+	budget, cancel := context.WithTimeout(ctx, f.c.cfg.ReadRetryFor.Std())
+	defer cancel()
+	n, err := f.readPieces(budget, p, off)
+	if err == nil {
+		return n, atEnd
+	}
+	kind := errs.KindOf(err)
+	switch {
+	case ctx.Err() != nil:
+		kind = errs.KindOf(ctx.Err())
+	case kind == errs.NotFound:
+		kind = errs.Stale // it was there when it was opened
+	}
+	if kind == errs.Stale {
+		f.c.entries.Remove(f.entry.Path)
+	}
+	return n, errs.E(kind, "read", f.entry.Path, err)
+}
+
+// readPieces fills p from as many workers as own it. It returns how many
+// bytes from the front are filled.
+func (f *File) readPieces(ctx context.Context, p []byte, off int64) (int, error) {
+	g := f.entry.geometry()
+	whole := block.Extent{Offset: off, Length: int64(len(p))}
+	if first := nextPiece(g, whole); first == whole {
+		if err := f.readPiece(ctx, p, off); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
+	type piece struct {
+		e   block.Extent
+		err error
+	}
+	var pieces []*piece
+	var group errgroup.Group
+	group.SetLimit(f.c.cfg.ReadParallel)
+	for rest := whole; !rest.IsEmpty(); {
+		one := &piece{e: nextPiece(g, rest)}
+		pieces = append(pieces, one)
+		rest = block.Extent{Offset: one.e.End(), Length: rest.End() - one.e.End()}
+		group.Go(func() error {
+			start := one.e.Offset - off
+			one.err = f.readPiece(ctx, p[start:start+one.e.Length], one.e.Offset)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, one := range pieces {
+		if one.err != nil {
+			return n, one.err
+		}
+		n += int(one.e.Length)
+	}
+	return n, nil
+}
+
+// nextPiece cuts the first piece off e: within one block, not too long, and
+// ending at a page's end, so that whole pages can be checked.
+func nextPiece(g block.Geometry, e block.Extent) block.Extent {
+	end := min(e.End(), g.Block(g.BlockOf(e.Offset)).End())
+	if e.Offset+pieceSize < end {
+		end = (e.Offset + pieceSize) / block.PageSize * block.PageSize
+	}
+	return block.Extent{Offset: e.Offset, Length: end - e.Offset}
+}
+
+func (e *Entry) geometry() block.Geometry {
+	return block.Geometry{Length: e.Size, BlockSize: e.BlockSize}
+}
+
+// readPiece reads bytes of one block from the first of its owners that can
+// serve them.
+func (f *File) readPiece(ctx context.Context, p []byte, off int64) error {
+	c := f.c
+	key := block.Key{File: f.entry.FileID, Index: uint32(f.entry.geometry().BlockOf(off))}
+	var wait pause
+	var last error
+	for {
+		t, err := f.validTicket(ctx)
+		if err != nil {
+			return err
+		}
+		m, news, err := c.members.wait(ctx)
+		if err != nil {
+			return errors.Join(err, last)
+		}
+		owners := m.owners(key, f.entry.Size, c.cfg.Owners, c.workers.doubtful)
+		if len(owners) == 0 {
+			last = errs.E(errs.Unavailable, "", "", errors.New("no worker is registered"))
+		}
+		for _, w := range owners {
+			err := f.try(ctx, w, t, p, off, m.placement.Epoch)
+			switch {
+			case err == nil:
+				return nil
+			case ctx.Err() == nil && !failover(err):
+				return err
+			}
+			last = errs.Wrap(err, "from worker", string(w.id))
+			if ctx.Err() != nil {
+				break
+			}
+		}
+		if !wait.wait(ctx, news) {
+			return spent(ctx, last)
+		}
+	}
+}
+
+// spent is the error of a read whose time is over; last is what the last
+// attempt said.
+func spent(ctx context.Context, last error) error {
+	if last == nil {
+		last = ctx.Err()
+	}
+	if kind := errs.KindOf(last); kind == errs.Canceled || kind == errs.Unknown {
+		return errs.E(errs.KindOf(ctx.Err()), "", "", last)
+	}
+	return last
+}
+
+func (f *File) try(ctx context.Context, w member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, f.c.cfg.ReadTimeout.Std())
+	defer cancel()
+	return f.c.workers.readAt(ctx, w, t, p, off, epoch)
+}
+
+// validTicket returns the ticket to read with, and sees to it that it is
+// renewed in time.
+func (f *File) validTicket(ctx context.Context) (*block.Ticket, error) {
+	t, now := f.ticket.Load(), time.Now()
+	if t.Expiry.IsZero() || now.Before(t.Expiry.Add(-renewBefore)) {
+		return t, nil
+	}
+	if !expired(t, now) {
+		f.renewLater(now)
+		return t, nil
+	}
+	if f.replaced.Load() {
+		return nil, errs.E(errs.Stale, "", "", errors.New("the ticket has expired, and the path has another version"))
+	}
+	err := f.renew(ctx)
+	t = f.ticket.Load()
+	// Workers take a ticket for a while after its expiry.
+	if err != nil && (t.ExpiredAt(now) || errs.KindOf(err) == errs.Stale) {
+		return nil, errs.Wrap(err, "renew the ticket", "")
+	}
+	return t, nil
+}
+
+// renewLater starts a renewal beside the reads, unless one was tried a moment
+// ago or too many are under way.
+func (f *File) renewLater(now time.Time) {
+	last := f.renewed.Load()
+	if f.replaced.Load() || now.UnixNano()-last < int64(renewEvery) || !f.renewed.CompareAndSwap(last, now.UnixNano()) {
+		return
+	}
+	f.c.background(func(ctx context.Context) {
+		// A failure is tried again later; the ticket is still valid.
+		_ = f.renew(ctx)
+	})
+}
+
+// renew gets a new ticket for the same version. If the path has another one,
+// it is errs.Stale.
+func (f *File) renew(ctx context.Context) error {
+	e, err := f.c.Stat(ctx, f.entry.Path, StatOptions{WithTicket: true})
+	switch {
+	case errs.KindOf(err) == errs.NotFound, err == nil && e.FileID != f.entry.FileID:
+		f.replaced.Store(true)
+		return errs.E(errs.Stale, "", "", nil)
+	case err != nil:
+		return err
+	case e.Ticket == nil:
+		return errs.E(errs.Internal, "", "", errors.New("the master gave no ticket"))
+	}
+	f.ticket.Store(e.Ticket)
+	return nil
+}

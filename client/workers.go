@@ -1,0 +1,396 @@
+package client
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+)
+
+const (
+	// doubtFor is how long a worker is tried last after a request to it
+	// failed.
+	doubtFor = 2 * time.Second
+	// redialAfter keeps readers from dialing a dead worker one by one.
+	redialAfter = 100 * time.Millisecond
+	// idleTicketBytes bounds the tickets of idle handles on a connection.
+	idleTicketBytes = 4 << 20
+	ticketOverhead  = 128 // of a ticket beside its texts, in bytes
+)
+
+// workers are the connections to the workers, by worker.
+type workers struct {
+	cfg    *Config
+	bootID string // of this host; empty if unknown
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	byID   map[block.WorkerID]*worker
+	closed bool
+}
+
+func newWorkers(cfg *Config, bootID string, log *slog.Logger) *workers {
+	return &workers{cfg: cfg, bootID: bootID, log: log, byID: make(map[block.WorkerID]*worker)}
+}
+
+// worker is one worker at one set of addresses.
+type worker struct {
+	member
+
+	slots []*slot
+	next  atomic.Uint32
+	// doubted is when a request failed last, in Unix ns; 0 if the last one
+	// succeeded.
+	doubted atomic.Int64
+}
+
+// get returns the worker that m describes.
+func (w *workers) get(m member) (*worker, error) {
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return nil, errs.E(errs.Canceled, "", "", errors.New("the client is closed"))
+	}
+	old := w.byID[m.id]
+	if old != nil && old.sameAddresses(m) {
+		w.mu.Unlock()
+		return old, nil
+	}
+	fresh := &worker{member: m, slots: make([]*slot, w.cfg.TCPConnections)}
+	if w.local(m) {
+		fresh.slots = make([]*slot, w.cfg.UnixConnections)
+	}
+	for i := range fresh.slots {
+		fresh.slots[i] = &slot{turn: make(chan struct{}, 1)}
+	}
+	w.byID[m.id] = fresh
+	w.mu.Unlock()
+	if old != nil {
+		old.close()
+	}
+	return fresh, nil
+}
+
+func (w *worker) sameAddresses(m member) bool {
+	return w.data == m.data && w.unix == m.unix && w.bootID == m.bootID
+}
+
+// local reports whether m is on this host and its socket can be seen: equal
+// boot IDs alone do not tell, for containers share them.
+func (w *workers) local(m member) bool {
+	if m.unix == "" || w.bootID == "" || m.bootID != w.bootID {
+		return false
+	}
+	info, err := os.Stat(m.unix)
+	return err == nil && info.Mode()&os.ModeSocket != 0
+}
+
+// keep closes the connections to workers that are no longer members.
+func (w *workers) keep(m *membership) {
+	w.mu.Lock()
+	var gone []*worker
+	for id, x := range w.byID {
+		if _, ok := m.members[id]; !ok {
+			gone = append(gone, x)
+			delete(w.byID, id)
+		}
+	}
+	w.mu.Unlock()
+	for _, x := range gone {
+		x.close()
+	}
+}
+
+func (w *workers) close() {
+	w.mu.Lock()
+	w.closed = true
+	all := w.byID
+	w.byID = make(map[block.WorkerID]*worker)
+	w.mu.Unlock()
+	for _, x := range all {
+		x.close()
+	}
+}
+
+// doubtful reports whether a request to the worker failed a moment ago.
+func (w *workers) doubtful(id block.WorkerID) bool {
+	w.mu.Lock()
+	x := w.byID[id]
+	w.mu.Unlock()
+	if x == nil {
+		return false
+	}
+	at := x.doubted.Load()
+	return at != 0 && time.Now().UnixNano()-at < int64(doubtFor)
+}
+
+func (w *worker) close() {
+	for _, s := range w.slots {
+		s.close()
+	}
+}
+
+// readAt reads from the worker, on one of its connections.
+func (w *workers) readAt(ctx context.Context, m member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+	x, err := w.get(m)
+	if err != nil {
+		return err
+	}
+	s := x.slots[int(x.next.Add(1))%len(x.slots)]
+	c, err := s.get(ctx, func(ctx context.Context) (*dataConn, error) { return w.dial(ctx, m) })
+	if err == nil {
+		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch})
+	}
+	switch {
+	case err == nil:
+		x.doubted.Store(0)
+	case failover(err) && ctx.Err() == nil || errs.KindOf(err) == errs.Timeout:
+		x.doubted.Store(time.Now().UnixNano())
+	}
+	return err
+}
+
+// dial connects to a worker: through its socket if it is on this host.
+func (w *workers) dial(ctx context.Context, m member) (*dataConn, error) {
+	cfg := blockio.DefaultClientConfig()
+	cfg.BootID = w.bootID
+	var c *blockio.Conn
+	var err error
+	if w.local(m) {
+		c, err = blockio.Dial(ctx, "unix", m.unix, cfg)
+	}
+	if c == nil {
+		var tcpErr error
+		if c, tcpErr = blockio.Dial(ctx, "tcp", m.data, cfg); tcpErr != nil {
+			return nil, errors.Join(err, tcpErr)
+		}
+	}
+	if id := c.Hello().WorkerID; id != m.id {
+		_ = c.Close() // the mistake says more
+		return nil, errs.E(errs.Unavailable, "connect to", m.data, fmt.Errorf("worker %s answers, not %s", id, m.id))
+	}
+	return newDataConn(c, w.cfg.IdleHandles), nil
+}
+
+// slot is a place for one connection, which is dialed when it is needed.
+type slot struct {
+	turn   chan struct{} // held by who looks at the fields below
+	conn   *dataConn
+	failed time.Time
+	err    error // of the last dial
+	closed bool
+}
+
+func (s *slot) get(ctx context.Context, dial func(context.Context) (*dataConn, error)) (*dataConn, error) {
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, errs.E(errs.KindOf(ctx.Err()), "", "", ctx.Err())
+	}
+	defer func() { <-s.turn }()
+	if s.closed {
+		return nil, errs.E(errs.Unavailable, "", "", errors.New("the worker has other addresses now"))
+	}
+	if s.conn != nil {
+		select {
+		case <-s.conn.Done():
+			_ = s.conn.Close() // it is over; this waits for its goroutines
+			s.conn = nil
+		default:
+			return s.conn, nil
+		}
+	}
+	if s.err != nil && time.Since(s.failed) < redialAfter {
+		return nil, s.err
+	}
+	c, err := dial(ctx)
+	if err != nil {
+		if ctx.Err() == nil { // else it says nothing about the worker
+			s.failed, s.err = time.Now(), err
+		}
+		return nil, err
+	}
+	s.conn, s.err = c, nil
+	return c, nil
+}
+
+func (s *slot) close() {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	s.closed = true
+	if s.conn != nil {
+		_ = s.conn.Close() // reads under way fail and go elsewhere
+		s.conn = nil
+	}
+}
+
+// wire is what is used of a *blockio.Conn.
+type wire interface {
+	Open(ctx context.Context, t *block.Ticket) (uint32, error)
+	CloseHandle(handle uint32)
+	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
+	Close() error
+	Done() <-chan struct{}
+}
+
+// dataConn is a connection and the files that are registered on it. A file is
+// registered by its first read, and stays so for the reads to come until
+// too many others are idle.
+type dataConn struct {
+	wire
+	maxIdle int
+
+	mu        sync.Mutex
+	handles   map[block.FileID]*handle
+	idle      *list.List // of *handle, the one used last in front
+	idleBytes int
+}
+
+type handle struct {
+	file   block.FileID
+	expiry time.Time // of the ticket it was registered with
+	bytes  int       // of the ticket, about
+	opened chan struct{}
+
+	// id and err are written before opened is closed.
+	id  uint32
+	err error
+
+	// Guarded by dataConn.mu.
+	users    int
+	detached bool          // not in handles any more: closed by its last user
+	elem     *list.Element // in idle
+}
+
+func newDataConn(w wire, maxIdle int) *dataConn {
+	return &dataConn{wire: w, maxIdle: maxIdle, handles: make(map[block.FileID]*handle), idle: list.New()}
+}
+
+func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) error {
+	h, err := c.acquire(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer c.release(h)
+	n, err := c.ReadAt(ctx, h.id, p, off, o)
+	if err == nil && n < len(p) {
+		err = errs.E(errs.Corrupt, "read", "", fmt.Errorf("%d bytes came, %d were asked for", n, len(p)))
+	}
+	return err
+}
+
+// acquire returns a handle for the ticket's file, which release gives back.
+func (c *dataConn) acquire(ctx context.Context, t *block.Ticket) (*handle, error) {
+	for {
+		h, mine := c.find(t)
+		if mine {
+			h.id, h.err = c.Open(ctx, t)
+			close(h.opened)
+		} else {
+			select {
+			case <-h.opened:
+			case <-ctx.Done():
+				c.release(h)
+				return nil, errs.E(errs.KindOf(ctx.Err()), "", "", ctx.Err())
+			}
+		}
+		if h.err == nil {
+			return h, nil
+		}
+		c.release(h)
+		// Another reader gave up while it opened the file for us.
+		kind := errs.KindOf(h.err)
+		if !mine && ctx.Err() == nil && (kind == errs.Canceled || kind == errs.Timeout) {
+			continue
+		}
+		return nil, h.err
+	}
+}
+
+// find returns the file's handle with one user more. mine is true for who has
+// to open it.
+func (c *dataConn) find(t *block.Ticket) (h *handle, mine bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h = c.handles[t.FileID]; h != nil && !h.expiry.Before(t.Expiry) {
+		if h.elem != nil {
+			c.idle.Remove(h.elem)
+			h.elem = nil
+			c.idleBytes -= h.bytes
+		}
+		h.users++
+		return h, false
+	}
+	if h != nil {
+		c.detach(h) // registered with a ticket that ends earlier
+	}
+	h = &handle{
+		file: t.FileID, expiry: t.Expiry, bytes: len(t.Path) + len(t.Tag) + ticketOverhead,
+		opened: make(chan struct{}), users: 1,
+	}
+	c.handles[t.FileID] = h
+	return h, true
+}
+
+func (c *dataConn) release(h *handle) {
+	failed := false
+	select {
+	case <-h.opened:
+		failed = h.err != nil
+	default:
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	h.users--
+	if failed && !h.detached {
+		c.detach(h)
+	}
+	switch {
+	case h.users > 0:
+	case h.detached:
+		if !failed {
+			c.CloseHandle(h.id)
+		}
+	default:
+		h.elem = c.idle.PushFront(h)
+		c.idleBytes += h.bytes
+		for c.idle.Len() > c.maxIdle || c.idleBytes > idleTicketBytes {
+			oldest, _ := c.idle.Back().Value.(*handle)
+			c.detach(oldest)
+		}
+	}
+}
+
+// detach takes h out of handles, and closes it if nobody uses it. The caller
+// holds c.mu.
+func (c *dataConn) detach(h *handle) {
+	if c.handles[h.file] == h {
+		delete(c.handles, h.file)
+	}
+	h.detached = true
+	if h.elem != nil {
+		c.idle.Remove(h.elem)
+		h.elem = nil
+		c.idleBytes -= h.bytes
+		c.CloseHandle(h.id)
+	}
+}
+
+// failover reports whether another worker may do better.
+func failover(err error) bool {
+	switch errs.KindOf(err) {
+	case errs.Unavailable, errs.Timeout, errs.Canceled, errs.Throttled, errs.Corrupt, errs.NoSpace, errs.Busy, errs.Internal, errs.Unknown:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,44 @@
+package fuse
+
+import (
+	"context"
+	"iter"
+
+	"millrace/client"
+)
+
+// Client is what a mount needs of the cluster. Its methods are called
+// concurrently and keep their own deadlines.
+type Client interface {
+	// Stat describes a path.
+	Stat(ctx context.Context, path string, o client.StatOptions) (*client.Entry, error)
+	// List streams the children of a directory.
+	List(ctx context.Context, path string, o client.ListOptions) iter.Seq2[*client.Entry, error]
+	// Locate says which blocks of a file are cached where.
+	Locate(ctx context.Context, path string) (*client.Entry, []client.BlockLocation, error)
+	// OpenEntry opens the version of a file that e has the ticket of.
+	OpenEntry(ctx context.Context, e *client.Entry) (File, error)
+	// CountOpen counts an open that was given to a program.
+	CountOpen(passthrough bool)
+}
+
+// File is one version of an open file.
+type File interface {
+	// ReadAtContext fills p from off; it is short only with an error, which
+	// is io.EOF at the file's end.
+	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
+	Close() error
+}
+
+// ClientOf returns the Client that stands on the SDK.
+func ClientOf(c *client.Client) Client { return sdk{c} }
+
+type sdk struct{ *client.Client }
+
+func (s sdk) OpenEntry(ctx context.Context, e *client.Entry) (File, error) {
+	f, err := s.Client.OpenEntry(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}

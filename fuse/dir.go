@@ -1,0 +1,242 @@
+package fuse
+
+import (
+	"context"
+	"path"
+	"sync"
+	"syscall"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
+	"millrace/client"
+	"millrace/internal/errs"
+)
+
+const (
+	// dirChunk is how many entries of a listing are handed over at once, and
+	// dirAhead how many such chunks a listing may be ahead of its reader.
+	dirChunk = 256
+	dirAhead = 4
+	// dirWindow is how many entries an open directory keeps at least (twice
+	// as many at most), so that the kernel can ask again for what the
+	// program's buffer had no room for.
+	dirWindow = 8192
+)
+
+// The positions of an open directory: 0 is ".", 1 is "..", and from 2 on the
+// listing in its order. The offset of an entry is the position behind it.
+const firstListed = 2
+
+// dirStream is an open directory. It reads a listing once, forward, in
+// bounded memory; a position behind its window starts the listing anew.
+type dirStream struct {
+	node  *node
+	start func() (chunks <-chan chunk, stop context.CancelFunc)
+
+	mu     sync.Mutex // held for a READDIR
+	chunks <-chan chunk
+	stop   context.CancelFunc
+	window []listed // entries from position base on
+	base   uint64
+	ended  bool
+	closed bool
+}
+
+// listed is one entry of a listing.
+type listed struct {
+	entry *client.Entry
+	asked time.Time
+}
+
+// chunk is a piece of a listing; the last one has an error or is the end.
+type chunk struct {
+	entries []listed
+	err     error
+	end     bool
+}
+
+func (f *fsys) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	n := f.table.get(in.NodeId)
+	switch {
+	case n == nil || f.table.view(n).superseded:
+		return gofuse.Status(syscall.ESTALE)
+	case !n.dir:
+		return gofuse.ENOTDIR
+	}
+	out.Fh = f.dirs.add(&dirStream{node: n, base: firstListed, start: func() (<-chan chunk, context.CancelFunc) {
+		ctx, stop := f.req.begin()
+		ch := make(chan chunk, dirAhead)
+		f.req.workers.Go(func() { f.list(ctx, n.path, ch) })
+		return ch, stop
+	}})
+	return gofuse.OK
+}
+
+// list feeds a listing into ch until it ends or ctx does.
+func (f *fsys) list(ctx context.Context, dir string, ch chan<- chunk) {
+	var part []listed
+	send := func(c chunk) bool {
+		select {
+		case ch <- c:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	asked := time.Now()
+	for e, err := range f.client.List(ctx, dir, client.ListOptions{WithTickets: true}) {
+		if err != nil {
+			send(chunk{entries: part, err: err})
+			return
+		}
+		if !validName(path.Base(e.Path)) {
+			continue
+		}
+		if part = append(part, listed{e, asked}); len(part) == dirChunk {
+			if !send(chunk{entries: part}) {
+				return
+			}
+			part = nil
+		}
+	}
+	send(chunk{entries: part, end: true})
+}
+
+// at returns the entry at a position of the listing; ok is false behind its
+// end. The caller holds d.mu.
+func (d *dirStream) at(ctx context.Context, pos uint64) (l listed, ok bool, err error) {
+	if pos < d.base || d.chunks == nil && !d.ended {
+		d.rewind()
+	}
+	for pos >= d.base+uint64(len(d.window)) {
+		if d.ended {
+			return listed{}, false, nil
+		}
+		if d.chunks == nil {
+			d.chunks, d.stop = d.start()
+		}
+		select {
+		case c := <-d.chunks:
+			d.take(c)
+			if c.err != nil {
+				d.rewind()
+				return listed{}, false, c.err
+			}
+		case <-ctx.Done():
+			return listed{}, false, errs.Wrap(ctx.Err(), "list", d.node.path)
+		}
+	}
+	return d.window[pos-d.base], true, nil
+}
+
+func (d *dirStream) take(c chunk) {
+	d.window = append(d.window, c.entries...)
+	if drop := len(d.window) - dirWindow; drop > dirWindow {
+		d.window = append(d.window[:0:0], d.window[drop:]...)
+		d.base += uint64(drop)
+	}
+	if c.end {
+		d.ended = true
+		d.halt()
+	}
+}
+
+// rewind makes the next at start the listing anew.
+func (d *dirStream) rewind() {
+	d.halt()
+	d.window, d.base, d.ended = nil, firstListed, false
+}
+
+func (d *dirStream) halt() {
+	if d.stop != nil {
+		d.stop()
+	}
+	d.chunks, d.stop = nil, nil
+}
+
+func (d *dirStream) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rewind()
+	d.closed = true
+}
+
+// read adds entries from position pos on with add, which reports whether
+// there was room.
+func (d *dirStream) read(ctx context.Context, pos uint64, add func(l listed, next uint64) bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return errs.E(errs.Canceled, "list", d.node.path, nil)
+	}
+	if pos == 0 && (d.chunks != nil || d.ended) {
+		d.rewind() // rewinddir(3) sees the directory as it is now
+	}
+	for first := pos; ; pos++ {
+		var l listed
+		if pos >= firstListed {
+			var ok bool
+			var err error
+			if l, ok, err = d.at(ctx, pos); err != nil && pos == first {
+				return err
+			} else if err != nil || !ok {
+				return nil // what there is is answered; the error comes at the next call
+			}
+		}
+		if !add(l, pos+1) {
+			return nil
+		}
+	}
+}
+
+func (f *fsys) ReadDir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	return f.readDir(cancel, in, func(de gofuse.DirEntry, _ listed) bool { return out.AddDirEntry(de) })
+}
+
+func (f *fsys) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	now := time.Now()
+	return f.readDir(cancel, in, func(de gofuse.DirEntry, l listed) bool {
+		entry := out.AddDirLookupEntry(de)
+		if entry == nil {
+			return false
+		}
+		if l.entry != nil { // "." and ".." refer to no node
+			n, v := f.table.refer(l.entry, l.asked)
+			f.fillEntry(entry, n, v.entry.ValidUntil.Sub(now))
+			out.FixMode(entry.Mode)
+		}
+		return true
+	})
+}
+
+func (f *fsys) readDir(cancel <-chan struct{}, in *gofuse.ReadIn, add func(gofuse.DirEntry, listed) bool) gofuse.Status {
+	d, ok := f.dirs.get(in.Fh)
+	if !ok {
+		return gofuse.EBADF
+	}
+	ctx, done := f.req.context(cancel, in.Pid)
+	defer done()
+	err := d.read(ctx, in.Offset, func(l listed, next uint64) bool {
+		de := gofuse.DirEntry{Mode: typeDir, Off: next}
+		switch {
+		case l.entry != nil:
+			de.Name, de.Ino = path.Base(l.entry.Path), inode(l.entry.Path)
+			if !l.entry.Dir {
+				de.Mode = typeFile
+			}
+		case next == 1:
+			de.Name, de.Ino = ".", d.node.ino
+		default:
+			de.Name = ".."
+		}
+		return add(de, l)
+	})
+	return f.faults.status("readdir", d.node.path, err)
+}
+
+func (f *fsys) ReleaseDir(in *gofuse.ReleaseIn) {
+	if d, ok := f.dirs.remove(in.Fh); ok {
+		d.close()
+	}
+}

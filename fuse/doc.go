@@ -1,0 +1,23 @@
+// Package fuse is the FUSE mount: it answers the kernel's requests on a
+// directory of this host with the files of the cluster's namespace.
+//
+// It owns the mount point's life (clearing what a crashed run left behind,
+// mounting, serving, unmounting), the node table, the coherence of the
+// kernel's caches, and the translation of errors to errno. Bytes and names
+// come through the Client interface; package client stands behind it.
+//
+// It speaks go-fuse's raw API, request by request, since the table that binds
+// the kernel's node IDs to versions of files is the heart of the matter.
+//
+// Invariants:
+//   - A node ID is bound for life to (path, file ID, kind). The size, times
+//     and inode number of a node never change; a new version of a path is a
+//     new node. So the kernel may keep the pages of a node for ever.
+//   - The inode number of a path is stable over versions and runs.
+//   - An OPEN of a node whose path has a newer version answers ESTALE, on
+//     which the kernel looks the whole path up again, unseen by the program.
+//   - Entries live in the kernel's cache as long as the master's answer is
+//     valid, no longer.
+//   - Nothing can be written: every such request is EROFS.
+//   - Run leaves no dead mount point behind.
+package fuse
