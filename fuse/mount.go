@@ -60,6 +60,17 @@ func New(cfg Config, mountPoint, root string, c Client, log *slog.Logger, reg pr
 // Ready is closed when the mount answers.
 func (m *Mount) Ready() <-chan struct{} { return m.ready }
 
+// Check clears a dead mount point and says whether Run could mount on this
+// host and here, so that a program which does much before it mounts can fail
+// before it does.
+func (m *Mount) Check(ctx context.Context) error {
+	_, err := m.prepare(ctx)
+	if err == nil {
+		err = checkDevice()
+	}
+	return errs.Wrap(err, "mount", m.point)
+}
+
 // Run clears a dead mount point, mounts, and serves until ctx ends or
 // somebody unmounts, which is no error. When ctx ends, programs that hold
 // files open get Config.UnmountTimeout to close them; then they are cut off.

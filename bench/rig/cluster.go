@@ -1,0 +1,125 @@
+package rig
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// stopPatience is how long `millrace up` may take to stop cleanly.
+const stopPatience = 30 * time.Second
+
+// Cluster is a running `millrace up` with ports of its own.
+type Cluster struct {
+	Binary     string
+	MountPoint string // empty: not mounted
+	Masters    string // for --masters
+	proc       *child
+}
+
+// ClusterConfig says what to run.
+type ClusterConfig struct {
+	Binary     string   // bin/millrace
+	URI        string   // of the under-store
+	MountPoint string   // empty: no FUSE mount
+	DataDir    string   // made if it is missing
+	CacheSize  string   // as --cache has it; empty: the default
+	Env        []string // added to this process's environment
+	Stderr     io.Writer
+}
+
+// StartCluster runs `millrace up` and returns when reads work.
+func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
+	args := []string{"up", cfg.URI}
+	if cfg.MountPoint != "" {
+		args = append(args, cfg.MountPoint)
+	}
+	args = append(args, "--data-dir", cfg.DataDir, "--random-ports")
+	if cfg.CacheSize != "" {
+		args = append(args, "--cache", filepath.Join(cfg.DataDir, "cache")+":"+cfg.CacheSize)
+	}
+	cmd := exec.Command(cfg.Binary, args...) //nolint:noctx // our own binary; ended by Stop, not by a context
+	cmd.Env = append(os.Environ(), cfg.Env...)
+	cmd.Stderr = cfg.Stderr
+	stdout, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout = w
+	proc, err := startChild(cmd)
+	err = errors.Join(err, w.Close())
+	if err != nil {
+		return nil, errors.Join(err, stdout.Close())
+	}
+	c := &Cluster{Binary: cfg.Binary, MountPoint: cfg.MountPoint, proc: proc}
+	if err := c.awaitReady(ctx, stdout); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	if c.Masters, err = masterAddress(cfg.DataDir); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+// awaitReady waits for the one line that `up` prints. It closes stdout.
+func (c *Cluster) awaitReady(ctx context.Context, stdout io.ReadCloser) error {
+	line := make(chan string, 1)
+	go func() { // ends when the process closes its stdout, at the latest when Stop ends it
+		s, _ := bufio.NewReader(stdout).ReadString('\n')
+		line <- s
+		_ = stdout.Close()
+	}()
+	select {
+	case s := <-line:
+		if strings.HasPrefix(s, "ready ") {
+			return nil
+		}
+		<-c.proc.done
+		return fmt.Errorf("millrace up ended before it was ready: %w", c.proc.err)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func masterAddress(dataDir string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dataDir, "addresses.json"))
+	if err != nil {
+		return "", err
+	}
+	var roles map[string]map[string]string
+	if err := json.Unmarshal(b, &roles); err != nil {
+		return "", fmt.Errorf("addresses.json: %w", err)
+	}
+	for role, names := range roles {
+		if addr := names["grpc"]; strings.HasPrefix(role, "master") && addr != "" {
+			return addr, nil
+		}
+	}
+	return "", errors.New("addresses.json names no master")
+}
+
+// PID returns the daemon's process ID.
+func (c *Cluster) PID() int { return c.proc.cmd.Process.Pid }
+
+// Stop ends the daemon cleanly.
+func (c *Cluster) Stop() error { return c.proc.stop(stopPatience) }
+
+// Run runs `millrace ARGS...` against the cluster, its output going to the
+// given writers.
+func (c *Cluster) Run(ctx context.Context, stdout, stderr io.Writer, args ...string) error {
+	cmd := exec.CommandContext(ctx, c.Binary, args...)
+	cmd.Env = append(os.Environ(), "MILLRACE_MASTERS="+c.Masters)
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("millrace %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
+}

@@ -1,0 +1,11 @@
+// Package rig is what the demo and the benchmarks share: the deterministic
+// data set, the bare S3 client that everything is measured against, running a
+// real S3 server and a real `millrace up` as child processes, reading files
+// with several readers, and accounting of wall time, CPU and S3 requests.
+//
+// Invariants:
+//   - The bytes of an object are a function of its key and size alone, the
+//     same as in bench/dataset.py, so that every byte read can be checked.
+//   - Every process started here is ended by its PID, and dies with its parent.
+//   - S3 requests are counted at the server, from its access log.
+package rig

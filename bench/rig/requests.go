@@ -1,0 +1,50 @@
+package rig
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// Requests are counts of requests that an S3 server answered.
+type Requests struct {
+	Gets   int64 // of objects
+	Others int64
+}
+
+// Sub returns the requests since an earlier count.
+func (r Requests) Sub(o Requests) Requests {
+	return Requests{Gets: r.Gets - o.Gets, Others: r.Others - o.Others}
+}
+
+// CountRequests reads versitygw's access log to its present end: a line a
+// request, in the layout of Amazon's server access logs, with operations
+// named "s3_GetObject".
+func CountRequests(path string) (Requests, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return Requests{}, nil // nothing was asked yet
+	} else if err != nil {
+		return Requests{}, err
+	}
+	defer f.Close()
+	var r Requests
+	lines := bufio.NewReaderSize(f, 64<<10)
+	for {
+		line, err := lines.ReadString('\n')
+		switch {
+		case strings.Contains(line, " s3_GetObject "):
+			r.Gets++
+		case strings.Contains(line, " s3_"):
+			r.Others++
+		}
+		if errors.Is(err, io.EOF) {
+			return r, nil
+		} else if err != nil {
+			return Requests{}, fmt.Errorf("access log: %w", err)
+		}
+	}
+}

@@ -1,0 +1,100 @@
+package blockmap
+
+import (
+	"testing"
+
+	"millrace/block"
+)
+
+func key(n byte, index uint32) block.Key {
+	return block.Key{File: block.FileID{0, n}, Index: index}
+}
+
+func cached(n byte, index uint32, whole bool) Delta {
+	return Delta{Key: key(n, index), Cached: true, Whole: whole}
+}
+
+// TestStream follows one worker's stream step by step.
+func TestStream(t *testing.T) {
+	t.Parallel()
+	type step struct {
+		what     string
+		report   Report
+		needFull bool
+		locs     int
+	}
+	steps := []step{
+		{"a delta before anything", Report{Epoch: 7, Sequence: 1, Blocks: []Delta{cached(1, 0, true)}}, true, 0},
+		{"a part before the first", Report{Epoch: 7, Sequence: 2, Part: true, Blocks: []Delta{cached(1, 0, true)}}, true, 0},
+		{"the first part", Report{Epoch: 7, Sequence: 3, First: true, Blocks: []Delta{cached(1, 0, true)}}, false, 1},
+		{"its repetition", Report{Epoch: 7, Sequence: 3, First: true, Blocks: []Delta{cached(1, 0, true)}}, false, 1},
+		{"a part", Report{Epoch: 7, Sequence: 4, Part: true, Blocks: []Delta{cached(2, 0, false)}}, false, 2},
+		{"the last part", Report{Epoch: 7, Sequence: 5, Last: true, Blocks: []Delta{cached(3, 0, false)}}, false, 3},
+		{"a delta", Report{Epoch: 7, Sequence: 6, Blocks: []Delta{{Key: key(3, 0)}, cached(2, 0, true)}}, false, 2},
+		{"its repetition", Report{Epoch: 7, Sequence: 6, Blocks: []Delta{cached(9, 9, true)}}, false, 2},
+		{"a gap", Report{Epoch: 7, Sequence: 8, Blocks: []Delta{cached(4, 0, true)}}, true, 2},
+		{"a delta after the gap", Report{Epoch: 7, Sequence: 9, Blocks: []Delta{cached(4, 0, true)}}, true, 2},
+		{"a full report in one message", Report{Epoch: 7, Sequence: 10, First: true, Last: true, Blocks: []Delta{cached(5, 0, true)}}, false, 1},
+		{"a delta of a new epoch", Report{Epoch: 8, Sequence: 1, Blocks: []Delta{cached(6, 0, true)}}, true, 1},
+		{"a full report of the new epoch", Report{Epoch: 8, Sequence: 2, First: true, Last: true}, false, 0},
+		{"a delta of the old epoch", Report{Epoch: 7, Sequence: 11, Blocks: []Delta{cached(6, 0, true)}}, true, 0},
+		{"a gap in a full report", Report{Epoch: 8, Sequence: 3, First: true, Blocks: []Delta{cached(1, 0, true)}}, false, 1},
+		{"its next but one part", Report{Epoch: 8, Sequence: 5, Last: true}, true, 1},
+	}
+	m := New()
+	for _, s := range steps {
+		if got := m.Apply("w", s.report); got != s.needFull {
+			t.Errorf("%s: need full = %v, want %v", s.what, got, s.needFull)
+		}
+		if got := m.Len(); got != s.locs {
+			t.Errorf("%s: %d locations, want %d", s.what, got, s.locs)
+		}
+	}
+}
+
+func TestNeedFull(t *testing.T) {
+	t.Parallel()
+	m := New()
+	check := func(what string, epoch uint64, want bool) {
+		t.Helper()
+		if got := m.NeedFull("w", epoch); got != want {
+			t.Errorf("%s: NeedFull = %v, want %v", what, got, want)
+		}
+	}
+	check("unknown worker", 1, true)
+	m.Apply("w", Report{Epoch: 1, Sequence: 1, First: true})
+	check("within a full report", 1, false)
+	m.Apply("w", Report{Epoch: 1, Sequence: 2, Last: true})
+	check("synced", 1, false)
+	check("restarted", 2, true)
+	m.Apply("w", Report{Epoch: 1, Sequence: 9})
+	check("after a gap", 1, true)
+	m.Apply("w", Report{Epoch: 1, Sequence: 10, First: true, Last: true})
+	check("synced again", 1, false)
+	m.Drop("w")
+	check("dropped", 1, true)
+}
+
+func TestLocations(t *testing.T) {
+	t.Parallel()
+	m := New()
+	m.Apply("a", Report{Epoch: 1, Sequence: 1, First: true, Last: true, Blocks: []Delta{cached(1, 3, true)}})
+	m.Apply("b", Report{Epoch: 1, Sequence: 1, First: true, Last: true, Blocks: []Delta{cached(1, 3, false), cached(1, 4, true)}})
+	got := map[block.WorkerID]bool{}
+	for _, l := range m.Locations(key(1, 3)) {
+		got[l.Worker] = l.Whole
+	}
+	if len(got) != 2 || !got["a"] || got["b"] {
+		t.Errorf("locations of 1/3 = %v", got)
+	}
+	if l := m.Locations(key(1, 4)); len(l) != 1 || l[0].Worker != "b" {
+		t.Errorf("locations of 1/4 = %v", l)
+	}
+	if l := m.Locations(key(2, 0)); l != nil {
+		t.Errorf("locations of an unknown block = %v", l)
+	}
+	m.Drop("b")
+	if l := m.Locations(key(1, 4)); l != nil {
+		t.Errorf("locations of a dropped worker = %v", l)
+	}
+}

@@ -1,0 +1,234 @@
+package cachemaster
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"millrace/block"
+	"millrace/internal/errs"
+	"millrace/internal/size"
+	"millrace/loadjob"
+)
+
+// Config is the [master] part of the configuration.
+type Config struct {
+	// ID names this master in the group. Empty: one is drawn at the first
+	// start and kept in the data directory.
+	ID string `toml:"id"`
+	// Voters are the masters of the group at its first start, this one
+	// included. Empty: this one alone.
+	Voters []Voter `toml:"voter"`
+	// AdvertiseRaft is the address at which the other masters reach this
+	// one's Raft listener. Empty: the listener's own.
+	AdvertiseRaft string `toml:"advertise_raft"`
+	// AdvertiseGRPC is the address at which clients and workers reach this
+	// master. Empty: the listener's own.
+	AdvertiseGRPC string `toml:"advertise_grpc"`
+
+	// RaftHeartbeatTimeout is how long a follower waits for the leader before
+	// it stands for election, drawn anew each time between it and its double.
+	RaftHeartbeatTimeout size.Duration `toml:"raft_heartbeat_timeout"`
+	// RaftElectionTimeout is how long an election may take before another one.
+	RaftElectionTimeout size.Duration `toml:"raft_election_timeout"`
+	// RaftLeaderLeaseTimeout is how long a leader goes on without hearing
+	// from a majority.
+	RaftLeaderLeaseTimeout size.Duration `toml:"raft_leader_lease_timeout"`
+	// RaftCommitTimeout is after what time without entries a leader tells
+	// followers how far is committed.
+	RaftCommitTimeout size.Duration `toml:"raft_commit_timeout"`
+	// RaftSnapshotEntries is after how many log entries a snapshot is taken.
+	RaftSnapshotEntries uint64 `toml:"raft_snapshot_entries"`
+	// ApplyTimeout bounds the wait for one change to be committed.
+	ApplyTimeout size.Duration `toml:"apply_timeout"`
+
+	// SuspectAfter is after what silence a worker is tried last.
+	SuspectAfter size.Duration `toml:"suspect_after"`
+	// LostAfter is after what silence a worker's blocks count as gone.
+	LostAfter size.Duration `toml:"lost_after"`
+	// WholeFileLimit is the length up to which one worker owns all of a file.
+	// 0: an eighth of the smallest cache directory of all workers.
+	WholeFileLimit size.Bytes `toml:"whole_file_limit"`
+
+	// BlockSize is the block size of under-store mounts that name none: a
+	// multiple of 256 KiB up to 1 GiB.
+	BlockSize size.Bytes `toml:"block_size"`
+	// FreshnessTTL is for how long metadata is used on under-store mounts
+	// that name no ttl.
+	FreshnessTTL size.Duration `toml:"freshness_ttl"`
+	// NeverTTL is for how long clients use metadata of under-store mounts
+	// with freshness "never" without asking again.
+	NeverTTL size.Duration `toml:"never_ttl"`
+	// TicketTTL is how long a ticket is valid.
+	TicketTTL size.Duration `toml:"ticket_ttl"`
+	// MetadataCacheBytes bounds the memory of the metadata cache.
+	MetadataCacheBytes size.Bytes `toml:"metadata_cache_bytes"`
+	// MaxListingEntries is up to how many entries a directory's listing is
+	// kept in the metadata cache; a longer one is streamed and forgotten.
+	MaxListingEntries int `toml:"max_listing_entries"`
+	// UFSTimeout bounds one look at an under-store's file.
+	UFSTimeout size.Duration `toml:"ufs_timeout"`
+	// ProbeTimeout bounds the look at an under-store before it is added.
+	ProbeTimeout size.Duration `toml:"probe_timeout"`
+
+	// Jobs is how many load jobs run at a time; others wait.
+	Jobs int `toml:"jobs"`
+	// TasksPerWorker is how many load tasks of one job run on a worker at a
+	// time: two, so that one is under way while the next one is sent.
+	TasksPerWorker int `toml:"tasks_per_worker"`
+	// TaskItems is how many items one load task has at most.
+	TaskItems int `toml:"task_items"`
+	// TaskBytes is after how many bytes a load task takes no further item.
+	TaskBytes size.Bytes `toml:"task_bytes"`
+	// ItemAttempts is how often an item of a load job is tried when its
+	// worker breaks off or the under-store is unavailable. The waits between
+	// double from half a second to ten, so that the default of 8 outlasts a
+	// worker's restart.
+	ItemAttempts int `toml:"item_attempts"`
+	// JobCommitInterval is how often a running job's progress is committed.
+	JobCommitInterval size.Duration `toml:"job_commit_interval"`
+	// Job bounds a job's bookkeeping.
+	Job loadjob.Config `toml:"job"`
+
+	// WorkerTimeout bounds one question to a worker.
+	WorkerTimeout size.Duration `toml:"worker_timeout"`
+	// MaxClients is of how many mounts and SDK processes the counters are
+	// kept, those that are gone included.
+	MaxClients int `toml:"max_clients"`
+	// ClientTTL is for how long the counters of a client that went away count
+	// in the cluster's sums.
+	ClientTTL size.Duration `toml:"client_ttl"`
+	// StopTimeout bounds the wait for calls under way when the master stops.
+	StopTimeout size.Duration `toml:"stop_timeout"`
+}
+
+// Voter is one master of the group.
+type Voter struct {
+	// ID is its name.
+	ID string `toml:"id"`
+	// Raft is the address of its Raft listener.
+	Raft string `toml:"raft"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	return Config{
+		RaftHeartbeatTimeout:   size.Duration(time.Second),
+		RaftElectionTimeout:    size.Duration(time.Second),
+		RaftLeaderLeaseTimeout: size.Duration(500 * time.Millisecond),
+		RaftCommitTimeout:      size.Duration(50 * time.Millisecond),
+		RaftSnapshotEntries:    8192,
+		ApplyTimeout:           size.Duration(10 * time.Second),
+		SuspectAfter:           size.Duration(3 * time.Second),
+		LostAfter:              size.Duration(30 * time.Second),
+		BlockSize:              size.Bytes(block.DefaultBlockSize),
+		FreshnessTTL:           size.Duration(time.Minute),
+		NeverTTL:               size.Duration(time.Hour),
+		TicketTTL:              size.Duration(time.Hour),
+		MetadataCacheBytes:     256 * size.MiB,
+		MaxListingEntries:      100_000,
+		UFSTimeout:             size.Duration(30 * time.Second),
+		ProbeTimeout:           size.Duration(10 * time.Second),
+		Jobs:                   4,
+		TasksPerWorker:         2,
+		TaskItems:              256,
+		TaskBytes:              256 * size.MiB,
+		ItemAttempts:           8,
+		JobCommitInterval:      size.Duration(time.Second),
+		Job:                    loadjob.DefaultConfig(),
+		WorkerTimeout:          size.Duration(10 * time.Second),
+		MaxClients:             1000,
+		ClientTTL:              size.Duration(time.Hour),
+		StopTimeout:            size.Duration(5 * time.Second),
+	}
+}
+
+// Validate reports every value that is out of its range.
+func (c Config) Validate() error {
+	var found []error
+	bad := func(key, format string, args ...any) {
+		found = append(found, errs.E(errs.Invalid, "", key, fmt.Errorf(format, args...)))
+	}
+	for _, d := range []struct {
+		key string
+		val size.Duration
+	}{
+		{"raft_heartbeat_timeout", c.RaftHeartbeatTimeout},
+		{"raft_election_timeout", c.RaftElectionTimeout},
+		{"raft_leader_lease_timeout", c.RaftLeaderLeaseTimeout},
+		{"raft_commit_timeout", c.RaftCommitTimeout},
+		{"apply_timeout", c.ApplyTimeout},
+		{"suspect_after", c.SuspectAfter},
+		{"freshness_ttl", c.FreshnessTTL},
+		{"never_ttl", c.NeverTTL},
+		{"ticket_ttl", c.TicketTTL},
+		{"ufs_timeout", c.UFSTimeout},
+		{"probe_timeout", c.ProbeTimeout},
+		{"job_commit_interval", c.JobCommitInterval},
+		{"worker_timeout", c.WorkerTimeout},
+		{"client_ttl", c.ClientTTL},
+		{"stop_timeout", c.StopTimeout},
+	} {
+		if d.val < size.Duration(time.Millisecond) {
+			bad(d.key, "must be at least 1ms, is %s", d.val)
+		}
+	}
+	for _, n := range []struct {
+		key string
+		val int64
+	}{
+		{"raft_snapshot_entries", int64(min(c.RaftSnapshotEntries, 1<<62))},
+		{"metadata_cache_bytes", int64(c.MetadataCacheBytes)},
+		{"max_listing_entries", int64(c.MaxListingEntries)},
+		{"jobs", int64(c.Jobs)},
+		{"tasks_per_worker", int64(c.TasksPerWorker)},
+		{"task_items", int64(c.TaskItems)},
+		{"task_bytes", int64(c.TaskBytes)},
+		{"item_attempts", int64(c.ItemAttempts)},
+		{"max_clients", int64(c.MaxClients)},
+	} {
+		if n.val < 1 {
+			bad(n.key, "must be at least 1, is %d", n.val)
+		}
+	}
+	if c.RaftElectionTimeout < c.RaftHeartbeatTimeout {
+		bad("raft_election_timeout", "must not be below raft_heartbeat_timeout, %s", c.RaftHeartbeatTimeout)
+	}
+	if c.RaftLeaderLeaseTimeout > c.RaftHeartbeatTimeout {
+		bad("raft_leader_lease_timeout", "must not be above raft_heartbeat_timeout, %s", c.RaftHeartbeatTimeout)
+	}
+	if c.LostAfter <= c.SuspectAfter {
+		bad("lost_after", "must be above suspect_after, %s, is %s", c.SuspectAfter, c.LostAfter)
+	}
+	if c.WholeFileLimit < 0 {
+		bad("whole_file_limit", "must not be negative")
+	}
+	if err := (block.Geometry{BlockSize: int64(c.BlockSize)}).Validate(); err != nil {
+		bad("block_size", "%w", err)
+	}
+	if err := c.Job.Validate(); err != nil {
+		bad("job", "%w", err)
+	}
+	found = append(found, c.validateVoters()...)
+	return errors.Join(found...)
+}
+
+func (c Config) validateVoters() []error {
+	var found []error
+	ids := make(map[string]bool)
+	for i, v := range c.Voters {
+		key := fmt.Sprintf("voter[%d]", i)
+		if v.ID == "" || ids[v.ID] {
+			found = append(found, errs.E(errs.Invalid, "", key+".id", fmt.Errorf("must be there and differ from the others', is %q", v.ID)))
+		}
+		ids[v.ID] = true
+		if _, _, err := net.SplitHostPort(v.Raft); err != nil {
+			found = append(found, errs.E(errs.Invalid, "", key+".raft", err))
+		}
+	}
+	if len(c.Voters) > 0 && !ids[c.ID] {
+		found = append(found, errs.E(errs.Invalid, "", "id", fmt.Errorf("must be the id of one of the voters, is %q", c.ID)))
+	}
+	return found
+}

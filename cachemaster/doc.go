@@ -1,0 +1,22 @@
+// Package cachemaster owns what the masters decide: the Raft group and its
+// state machine (fsm), the under-store mount table, the namespace with its
+// cache of under-store metadata, the map of cached blocks (blockmap), the
+// membership of workers and their placement, the scheduler of load jobs, and
+// the gRPC services that offer all this.
+//
+// A Master is one process of the group. Every master keeps membership and
+// block map, from what workers tell each of them; only the leader answers for
+// the namespace, the mount table and the jobs, and only after it made sure
+// that it still leads (see raftNode.verify).
+//
+// Invariants:
+//   - What is replicated changes through a committed command alone; the
+//     membership's liveness, the block map and the metadata cache are soft and
+//     may be lost at any time.
+//   - Metadata that was asked for before a change of its under-store mount is
+//     never served after that change.
+//   - Placement follows the registry, not liveness: a worker that is away
+//     keeps what it owns.
+//   - A job's committed sums count exactly the files up to its committed
+//     cursor, so that a new leader goes on without counting any twice.
+package cachemaster

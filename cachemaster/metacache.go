@@ -1,0 +1,180 @@
+package cachemaster
+
+import (
+	"path"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"millrace/internal/errs"
+	"millrace/ufs"
+)
+
+// What an entry of the metadata cache costs beside its texts, in bytes: the
+// structs, the map and list nodes, rounded up.
+const (
+	metaEntryCost   = 256
+	metaListingCost = 160 // for each child of a listing
+)
+
+// metaKey names what is cached: a look at a path, or the listing of it.
+type metaKey struct {
+	mount uint64
+	path  string // below the under-store mount
+	list  bool
+}
+
+// metaEntry is the answer to one stat or one listing. It is immutable.
+type metaEntry struct {
+	expires time.Time // the zero time never comes
+	bytes   int64
+
+	found bool     // of a stat
+	info  ufs.Info // of a stat that found something
+
+	children []ufs.Info // of a listing
+	byName   map[string]int
+}
+
+func (e *metaEntry) freshAt(now time.Time) bool { return e.expires.IsZero() || now.Before(e.expires) }
+
+// metaCache is the leader's bounded cache of under-store metadata. Answers
+// that are no longer fresh are not given; what was used least recently makes
+// room. It is safe for concurrent use.
+type metaCache struct {
+	bound int64
+	now   func() time.Time
+
+	mu    sync.Mutex
+	lru   *simplelru.LRU[metaKey, *metaEntry]
+	bytes int64
+}
+
+// maxMetaEntries bounds the number of entries; the bound in bytes is reached
+// long before it.
+const maxMetaEntries = 1 << 30
+
+func newMetaCache(bound int64, now func() time.Time) *metaCache {
+	c := &metaCache{bound: bound, now: now}
+	c.purge()
+	return c
+}
+
+// purge forgets everything.
+func (c *metaCache) purge() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// NewLRU fails for a size below one only.
+	c.lru, _ = simplelru.NewLRU(maxMetaEntries, func(_ metaKey, e *metaEntry) { c.bytes -= e.bytes })
+	c.bytes = 0
+}
+
+// lookup returns a fresh entry.
+func (c *metaCache) lookup(k metaKey) (*metaEntry, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fresh(k)
+}
+
+func (c *metaCache) fresh(k metaKey) (*metaEntry, bool) {
+	e, ok := c.lru.Get(k)
+	if !ok {
+		return nil, false
+	}
+	if !e.freshAt(c.now()) {
+		c.lru.Remove(k)
+		return nil, false
+	}
+	return e, true
+}
+
+// stat answers a look at a path from what is known of it, or from the
+// listings of it or of its parent.
+func (c *metaCache) stat(mount uint64, p string) (answer statAnswer, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.fresh(metaKey{mount: mount, path: p}); ok {
+		if !e.found {
+			return statAnswer{expires: e.expires, err: notThere(p)}, true
+		}
+		return statAnswer{info: e.info, expires: e.expires}, true
+	}
+	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok {
+		return statAnswer{info: ufs.Info{Path: p, Type: ufs.Dir}, expires: e.expires}, true
+	}
+	dir, name := splitPath(p)
+	e, ok := c.fresh(metaKey{mount: mount, path: dir, list: true})
+	if !ok {
+		return statAnswer{}, false
+	}
+	i, ok := e.byName[name]
+	if !ok {
+		return statAnswer{expires: e.expires, err: notThere(p)}, true
+	}
+	return statAnswer{info: e.children[i], expires: e.expires}, true
+}
+
+func notThere(p string) error { return errs.E(errs.NotFound, "stat", p, nil) }
+
+// splitPath returns the parent of a path below an under-store mount, and its
+// last component.
+func splitPath(p string) (dir, name string) {
+	dir, name = path.Split(p)
+	if dir != "" {
+		dir = dir[:len(dir)-1]
+	}
+	return dir, name
+}
+
+func (c *metaCache) putStat(mount uint64, p string, info ufs.Info, found bool, expires time.Time) {
+	c.put(metaKey{mount: mount, path: p}, &metaEntry{
+		expires: expires, found: found, info: info,
+		bytes: int64(metaEntryCost + len(p) + len(info.Path) + len(info.Tag)),
+	})
+}
+
+func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires time.Time) {
+	e := &metaEntry{
+		expires: expires, children: children, byName: make(map[string]int, len(children)),
+		bytes: int64(metaEntryCost + len(dir)),
+	}
+	for i := range children {
+		_, name := splitPath(children[i].Path)
+		e.byName[name] = i
+		e.bytes += int64(metaListingCost + len(children[i].Path) + len(children[i].Tag))
+	}
+	c.put(metaKey{mount: mount, path: dir, list: true}, e)
+}
+
+func (c *metaCache) put(k metaKey, e *metaEntry) {
+	if e.bytes > c.bound {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lru.Remove(k) // Add would replace it without telling the callback
+	c.lru.Add(k, e)
+	c.bytes += e.bytes
+	for c.bytes > c.bound {
+		c.lru.RemoveOldest()
+	}
+}
+
+// retain forgets the entries of under-store mounts for which keep is false.
+func (c *metaCache) retain(keep func(mount uint64) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.lru.Keys() {
+		if !keep(k.mount) {
+			c.lru.Remove(k)
+		}
+	}
+}
+
+// size returns the number of entries and what they take, in bytes.
+func (c *metaCache) size() (entries int, bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lru.Len(), c.bytes
+}

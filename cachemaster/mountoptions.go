@@ -1,0 +1,75 @@
+package cachemaster
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"path"
+	"strings"
+	"time"
+
+	"millrace/block"
+	"millrace/cachemaster/fsm"
+	"millrace/internal/errs"
+	"millrace/internal/size"
+	"millrace/ufs"
+)
+
+// checkPath refuses what is not an absolute, clean path of the namespace.
+func checkPath(p string) error {
+	switch {
+	case len(p) > block.MaxPathLength:
+		return errs.E(errs.Invalid, "check path", "", fmt.Errorf("%d bytes, at most %d are allowed", len(p), block.MaxPathLength))
+	case p == "" || p[0] != '/' || path.Clean(p) != p || strings.IndexByte(p, 0) >= 0:
+		return errs.E(errs.Invalid, "check path", p, errors.New("want an absolute path without empty, . and .. components"))
+	}
+	return nil
+}
+
+// parseMount makes the command that adds an under-store, from what the user
+// gave. The keys that only its kind knows are checked when it is opened.
+func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddUFS, error) {
+	if err := checkPath(p); err != nil {
+		return nil, err
+	}
+	c := &fsm.AddUFS{
+		Path: fsm.Path(p), URI: uri, Options: options,
+		BlockSize: int64(cfg.BlockSize), Freshness: fsm.FreshTTL, TTLMillis: cfg.FreshnessTTL.Std().Milliseconds(),
+	}
+	bad := func(key string, err error) error {
+		return errs.E(errs.Invalid, "add under-store", p, fmt.Errorf("option %s=%s: %w", key, options[key], err))
+	}
+	for key, value := range options {
+		switch key {
+		case ufs.OptionBlockSize:
+			n, err := size.ParseBytes(value)
+			if err != nil {
+				return nil, bad(key, err)
+			}
+			if err := (block.Geometry{BlockSize: int64(n)}).Validate(); err != nil {
+				return nil, bad(key, err)
+			}
+			c.BlockSize = int64(n)
+		case ufs.OptionFreshness:
+			c.Freshness = fsm.Freshness(value)
+			if c.Freshness != fsm.FreshTTL && c.Freshness != fsm.FreshNever && c.Freshness != fsm.FreshAlways {
+				return nil, bad(key, fmt.Errorf("want %s, %s or %s", fsm.FreshTTL, fsm.FreshNever, fsm.FreshAlways))
+			}
+		case ufs.OptionTTL:
+			d, err := size.ParseDuration(value)
+			if err != nil {
+				return nil, bad(key, err)
+			}
+			if d.Std() < time.Millisecond || d.Std() > math.MaxInt32*time.Millisecond {
+				return nil, bad(key, errors.New("want a time from 1ms to 24 days"))
+			}
+			c.TTLMillis = d.Std().Milliseconds()
+		case ufs.OptionPlacement, ufs.OptionWholeFileLimit, ufs.OptionVerify:
+			return nil, errs.E(errs.Unsupported, "add under-store", p, fmt.Errorf("option %q is not offered by this release", key))
+		}
+	}
+	if c.Freshness != fsm.FreshTTL && options[ufs.OptionTTL] != "" {
+		return nil, bad(ufs.OptionTTL, fmt.Errorf("it is of freshness %s alone, not of %s", fsm.FreshTTL, c.Freshness))
+	}
+	return c, nil
+}

@@ -1,0 +1,280 @@
+package cachemaster
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"millrace/api"
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+func TestNamespace(t *testing.T) {
+	t.Parallel()
+	root := newMemStore(map[string]string{"a/x": "1", "a/y/z": "22", "b": "333", "m/shadowed": "4", "m-": "5", "n": "6"})
+	nested := newMemStore(map[string]string{"k": "7", "d/l": "8"})
+	deep := newMemStore(map[string]string{"q": "9"})
+	c := start(t, t.TempDir(), map[string]*memStore{"root": root, "nested": nested, "deep": deep}, testConfig())
+
+	if got, err := c.list(t, &api.ListRequest{Path: []byte("/")}); err != nil || len(got) != 0 {
+		t.Errorf("list / without mounts = %v, %v", got, err)
+	}
+	_, err := c.stat(t, "/a/x")
+	wantKind(t, "stat without mounts", err, errs.NotFound)
+
+	c.mount(t, "/", "mem://root", nil)
+	c.mount(t, "/m", "mem://nested", nil)
+	c.mount(t, "/v/w", "mem://deep", nil)
+
+	for _, tc := range []struct {
+		name string
+		req  *api.ListRequest
+		want []string
+	}{
+		{"root", &api.ListRequest{Path: []byte("/")}, []string{"/m/", "/v/", "/a/", "/b", "/m-", "/n"}},
+		{"directory", &api.ListRequest{Path: []byte("/a")}, []string{"/a/x", "/a/y/"}},
+		{"mount", &api.ListRequest{Path: []byte("/m")}, []string{"/m/d/", "/m/k"}},
+		{"virtual directory", &api.ListRequest{Path: []byte("/v")}, []string{"/v/w/"}},
+		{
+			"recursive in byte order over mounts", &api.ListRequest{Path: []byte("/"), Recursive: true},
+			[]string{"/a/x", "/a/y/z", "/b", "/m-", "/m/d/l", "/m/k", "/n", "/v/w/q"},
+		},
+		{
+			"recursive, resumed within a nested mount",
+			&api.ListRequest{Path: []byte("/"), Recursive: true, StartAfter: []byte("/m/d/l")},
+			[]string{"/m/k", "/n", "/v/w/q"},
+		},
+		{
+			"recursive, resumed behind all of a nested mount",
+			&api.ListRequest{Path: []byte("/"), Recursive: true, StartAfter: []byte("/n")},
+			[]string{"/v/w/q"},
+		},
+		{"recursive in a virtual directory", &api.ListRequest{Path: []byte("/v"), Recursive: true}, []string{"/v/w/q"}},
+	} {
+		got, err := c.list(t, tc.req)
+		if err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+		}
+		if d := cmp.Diff(tc.want, got); d != "" {
+			t.Errorf("%s: (-want +got)\n%s", tc.name, d)
+		}
+	}
+
+	_, err = c.list(t, &api.ListRequest{Path: []byte("/b")})
+	wantKind(t, "list a file", err, errs.NotDir)
+	_, err = c.list(t, &api.ListRequest{Path: []byte("/nope")})
+	wantKind(t, "list nothing", err, errs.NotFound)
+	_, err = c.list(t, &api.ListRequest{Path: []byte("/a/../b")})
+	wantKind(t, "list an unclean path", err, errs.Invalid)
+	_, err = c.stat(t, "/m/shadowed")
+	wantKind(t, "stat what a mount hides", err, errs.NotFound)
+
+	r, err := c.stat(t, "/a/y/z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticket, err := block.ParseTicket(r.GetEntry().GetTicket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ticket.Path != "a/y/z" || ticket.Length != 2 || ticket.Tag != "22" || ticket.MountID != r.GetEntry().GetMountId() {
+		t.Errorf("ticket = %+v", ticket)
+	}
+	if left := time.Until(ticket.Expiry); left < 59*time.Minute || left > time.Hour {
+		t.Errorf("the ticket expires in %v", left)
+	}
+	if v := r.GetValidMs(); v <= 0 || v > 60_000 {
+		t.Errorf("valid for %d ms", v)
+	}
+}
+
+// TestFreshness counts what the under-store is asked.
+func TestFreshness(t *testing.T) {
+	t.Parallel()
+	files := func() map[string]string { return map[string]string{"d/a": "1", "d/b": "2"} }
+	ttl, never, always := newMemStore(files()), newMemStore(files()), newMemStore(files())
+	c := start(t, t.TempDir(), map[string]*memStore{"ttl": ttl, "never": never, "always": always}, testConfig())
+	c.mount(t, "/ttl", "mem://ttl", map[string]string{"ttl": "10s"})
+	c.mount(t, "/never", "mem://never", map[string]string{"freshness": "never"})
+	c.mount(t, "/always", "mem://always", map[string]string{"freshness": "always"})
+	stores := map[string]*memStore{"/ttl": ttl, "/never": never, "/always": always}
+
+	ask := func(what, p string, wantErr bool, stats, lists map[string]int) {
+		t.Helper()
+		for root, s := range stores {
+			s0, l0 := s.asked()
+			_, err := c.stat(t, root+p)
+			if (err != nil) != wantErr {
+				t.Errorf("%s: stat %s%s: %v", what, root, p, err)
+			}
+			if s1, l1 := s.asked(); s1-s0 != stats[root] || l1-l0 != lists[root] {
+				t.Errorf("%s: stat %s%s asked %d stats and %d lists, want %d and %d", what, root, p, s1-s0, l1-l0, stats[root], lists[root])
+			}
+		}
+	}
+	one := map[string]int{"/ttl": 1, "/never": 1, "/always": 1}
+	cached := map[string]int{"/always": 1}
+	expired := map[string]int{"/ttl": 1, "/always": 1}
+	ask("first", "/d/a", false, one, nil)
+	ask("again", "/d/a", false, cached, nil)
+	ask("missing", "/d/no", true, one, nil)
+	ask("missing again", "/d/no", true, cached, nil)
+	c.clock.advance(11 * time.Second)
+	ask("after the ttl", "/d/a", false, expired, nil)
+	ask("missing after the ttl", "/d/no", true, expired, nil)
+
+	// A listing answers for the directory and its children.
+	c.clock.advance(11 * time.Second)
+	for root := range stores {
+		if _, err := c.list(t, &api.ListRequest{Path: []byte(root + "/d")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("listed", "/d/b", false, cached, nil)
+	ask("listed, missing", "/d/nix", true, cached, nil)
+	ask("listed itself", "/d", false, cached, nil)
+	c.clock.advance(11 * time.Second)
+	ask("listed before the ttl", "/d/b", false, expired, nil)
+
+	for root, want := range map[string]int64{"/ttl": 10_000, "/never": 3_600_000, "/always": 0} {
+		r, err := c.stat(t, root+"/d/b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := r.GetValidMs(); v > want || v < want*9/10 {
+			t.Errorf("%s: valid for %d ms, want about %d", root, v, want)
+		}
+	}
+}
+
+// TestFillIsDiscarded removes a mount and binds another under-store in its
+// place while the first one is being asked.
+func TestFillIsDiscarded(t *testing.T) {
+	t.Parallel()
+	old, now := newMemStore(map[string]string{"f": "old"}), newMemStore(map[string]string{"f": "newer"})
+	c := start(t, t.TempDir(), map[string]*memStore{"old": old, "new": now}, testConfig())
+	c.mount(t, "/m", "mem://old", nil)
+	hold := make(chan struct{})
+	old.mu.Lock()
+	old.hold = hold
+	old.mu.Unlock()
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.ns.Stat(context.Background(), &api.StatRequest{Path: []byte("/m/f")}) //nolint:usetesting // outlives nothing
+		done <- err
+	}()
+	eventually(t, "the under-store is asked", func() bool { s, _ := old.asked(); return s == 1 })
+	if _, err := c.ufs.RemoveUFS(t.Context(), &api.RemoveUFSRequest{Path: []byte("/m")}); err != nil {
+		t.Fatal(err)
+	}
+	c.mount(t, "/m", "mem://new", nil)
+	close(hold)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	r, err := c.stat(t, "/m/f")
+	if err != nil || r.GetEntry().GetSize() != int64(len("newer")) {
+		t.Errorf("stat = %v, %v", r, err)
+	}
+	if n, _ := c.m.ns.cache.size(); n != 1 {
+		t.Errorf("%d entries are cached, want only the new one", n)
+	}
+}
+
+// TestSingleFlight has many callers ask at once, of which some give up.
+func TestSingleFlight(t *testing.T) {
+	t.Parallel()
+	s := newMemStore(map[string]string{"d/a": "1", "d/b": "2"})
+	c := start(t, t.TempDir(), map[string]*memStore{"s": s}, testConfig())
+	c.mount(t, "/", "mem://s", nil)
+	_, lists := s.asked() // the probe
+	hold := make(chan struct{})
+	s.mu.Lock()
+	s.hold = hold
+	s.mu.Unlock()
+
+	impatient, cancel := context.WithCancel(t.Context())
+	type result struct {
+		patient bool
+		err     error
+	}
+	results := make(chan result, 20)
+	ask := func(ctx context.Context, patient bool) {
+		go func() {
+			_, err := c.m.ns.stat(ctx, "/d/a", false)
+			results <- result{patient, err}
+		}()
+		go func() {
+			n := 0
+			var err error
+			for _, e := range c.m.ns.children(ctx, "/d") {
+				n++
+				err = e
+			}
+			if err == nil && n != 2 {
+				t.Errorf("%d children", n)
+			}
+			results <- result{patient, err}
+		}()
+	}
+	ask(impatient, false)
+	eventually(t, "the under-store is asked", func() bool { st, l := s.asked(); return st == 1 && l == lists+1 })
+	for range 9 {
+		ask(t.Context(), true)
+	}
+	joined := func() bool {
+		c.m.ns.listMu.Lock()
+		defer c.m.ns.listMu.Unlock()
+		n := 0
+		for _, l := range c.m.ns.lists {
+			l.mu.Lock()
+			n += len(l.readers)
+			l.mu.Unlock()
+		}
+		return len(c.m.ns.lists) == 1 && n == 10
+	}
+	eventually(t, "all follow one listing", joined)
+	cancel()
+	for range 2 {
+		if r := <-results; r.patient || r.err == nil {
+			t.Errorf("first to end: %+v", r)
+		}
+	}
+	close(hold)
+	for range 18 {
+		if r := <-results; r.err != nil {
+			t.Error(r.err)
+		}
+	}
+	if st, l := s.asked(); st != 1 || l != lists+1 {
+		t.Errorf("asked %d stats and %d lists, want one of each", st, l-lists)
+	}
+}
+
+// TestLongListing streams a directory that is too long to keep.
+func TestLongListing(t *testing.T) {
+	t.Parallel()
+	s := newMemStore(nil)
+	want := 0
+	for i := range 50 {
+		s.set("d/"+string(rune('A'+i)), "x")
+		want++
+	}
+	cfg := testConfig()
+	cfg.MaxListingEntries = 10
+	c := start(t, t.TempDir(), map[string]*memStore{"s": s}, cfg)
+	c.mount(t, "/", "mem://s", nil)
+	for range 2 {
+		_, before := s.asked()
+		got, err := c.list(t, &api.ListRequest{Path: []byte("/d")})
+		if err != nil || len(got) != want {
+			t.Fatalf("%d entries, %v", len(got), err)
+		}
+		if _, after := s.asked(); after != before+1 {
+			t.Errorf("%d lists for one", after-before)
+		}
+	}
+}

@@ -1,0 +1,344 @@
+package cachemaster
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"github.com/oklog/ulid/v2"
+	"go.etcd.io/bbolt"
+
+	"millrace/cachemaster/fsm"
+	"millrace/internal/errs"
+	"millrace/internal/rpcerr"
+)
+
+// The names of what a master keeps in its data directory.
+const (
+	idFile       = "id"
+	logFile      = "raft.db"
+	stateFile    = "state.db"
+	keptSnaphots = 2
+)
+
+const (
+	raftPool    = 3                // idle connections to each other master
+	raftTimeout = 10 * time.Second // of one Raft message
+	boltTimeout = 2 * time.Second  // to wait for another process's lock
+)
+
+// raftNode is this master's part in the Raft group: log, snapshots, transport
+// and state machine.
+type raftNode struct {
+	cfg   Config
+	id    string
+	log   *slog.Logger
+	grpc  string // this master's own gRPC address
+	store *fsm.Store
+	logDB *raftboltdb.BoltStore
+	trans *raft.NetworkTransport
+	conns *streamLayer
+	raft  *raft.Raft
+
+	verifyMu sync.Mutex
+	next     *verification // not begun yet
+	verifier bool          // a goroutine runs
+	wg       sync.WaitGroup
+}
+
+// openRaft opens what is on disk and starts Raft; on the first start it
+// bootstraps the group.
+func openRaft(cfg Config, deps Deps, grpcAddr string, store *fsm.Store, log *slog.Logger) (_ *raftNode, err error) {
+	n := &raftNode{cfg: cfg, log: log, grpc: grpcAddr, store: store}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.closeFiles())
+		}
+	}()
+	if n.id, err = masterID(cfg.ID, deps.DataDir); err != nil {
+		return nil, err
+	}
+	logger := newRaftLogger(log)
+	n.logDB, err = raftboltdb.New(raftboltdb.Options{
+		Path:        filepath.Join(deps.DataDir, logFile),
+		BoltOptions: &bbolt.Options{Timeout: boltTimeout},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open Raft log: %w", err)
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(deps.DataDir, keptSnaphots, logger)
+	if err != nil {
+		return nil, fmt.Errorf("open Raft snapshots: %w", err)
+	}
+	advertise := deps.Raft.Addr()
+	if cfg.AdvertiseRaft != "" {
+		advertise = namedAddr(cfg.AdvertiseRaft)
+	}
+	n.conns = newStreamLayer(deps.Raft, advertise)
+	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: n.conns, MaxPool: raftPool, Timeout: raftTimeout, Logger: logger,
+	})
+
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(n.id)
+	conf.Logger = logger
+	conf.HeartbeatTimeout = cfg.RaftHeartbeatTimeout.Std()
+	conf.ElectionTimeout = cfg.RaftElectionTimeout.Std()
+	conf.LeaderLeaseTimeout = cfg.RaftLeaderLeaseTimeout.Std()
+	conf.CommitTimeout = cfg.RaftCommitTimeout.Std()
+	conf.SnapshotThreshold = cfg.RaftSnapshotEntries
+	conf.NoLegacyTelemetry = true
+	// A batch of log entries is one write to the disk.
+	conf.BatchApplyCh = true
+	if conf.NoSnapshotRestoreOnStart, err = stateIsNewer(store, snapshots); err != nil {
+		return nil, err
+	}
+	voters, alone, err := n.bootstrap(conf, snapshots, advertise.String())
+	if err != nil {
+		return nil, err
+	}
+	if alone {
+		// Nobody else could lead: there is no leader to wait for.
+		conf.HeartbeatTimeout = conf.LeaderLeaseTimeout
+		conf.ElectionTimeout = conf.LeaderLeaseTimeout
+	}
+	if n.raft, err = raft.NewRaft(conf, store, n.logDB, n.logDB, snapshots, n.trans); err != nil {
+		return nil, fmt.Errorf("start Raft: %w", err)
+	}
+	if alone {
+		rc := n.raft.ReloadableConfig()
+		rc.HeartbeatTimeout = cfg.RaftHeartbeatTimeout.Std()
+		rc.ElectionTimeout = cfg.RaftElectionTimeout.Std()
+		if err := n.raft.ReloadConfig(rc); err != nil {
+			return nil, fmt.Errorf("configure Raft: %w", errors.Join(err, n.raft.Shutdown().Error()))
+		}
+	}
+	log.Debug("raft started", "id", n.id, "address", advertise.String(), "voters", voters)
+	return n, nil
+}
+
+// stateIsNewer reports whether the state machine's file holds at least what
+// the newest snapshot does, so that the snapshot need not be read.
+func stateIsNewer(store *fsm.Store, snapshots raft.SnapshotStore) (bool, error) {
+	list, err := snapshots.List()
+	if err != nil {
+		return false, fmt.Errorf("list Raft snapshots: %w", err)
+	}
+	return len(list) == 0 || store.State().Index >= list[0].Index, nil
+}
+
+// bootstrap gives a new group its voters; in a group that exists it changes
+// nothing. alone says that this master is the only voter there is.
+func (n *raftNode) bootstrap(conf *raft.Config, snapshots raft.SnapshotStore, address string) (voters int, alone bool, err error) {
+	exists, err := raft.HasExistingState(n.logDB, n.logDB, snapshots)
+	if err != nil {
+		return 0, false, fmt.Errorf("look for Raft state: %w", err)
+	}
+	if exists {
+		// The configured voters no longer count. Only an empty list says
+		// that the group was this master alone.
+		return len(n.cfg.Voters), len(n.cfg.Voters) <= 1, nil
+	}
+	servers := []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: raft.ServerAddress(address)}}
+	if len(n.cfg.Voters) > 0 {
+		servers = servers[:0]
+		for _, v := range n.cfg.Voters {
+			servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.ID), Address: raft.ServerAddress(v.Raft)})
+		}
+	}
+	err = raft.BootstrapCluster(conf, n.logDB, n.logDB, snapshots, n.trans, raft.Configuration{Servers: servers})
+	if err != nil {
+		return 0, false, fmt.Errorf("bootstrap Raft group: %w", err)
+	}
+	return len(servers), len(servers) == 1, nil
+}
+
+// masterID returns the configured ID, or the one that the data directory
+// keeps; it never changes.
+func masterID(configured, dir string) (string, error) {
+	path := filepath.Join(dir, idFile)
+	kept, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("read master's ID: %w", err)
+	}
+	id := strings.TrimSpace(string(kept))
+	switch {
+	case id != "" && configured != "" && id != configured:
+		return "", errs.E(errs.Invalid, "read master's ID", path, fmt.Errorf("this is the data of master %q, not of %q", id, configured))
+	case id != "":
+		return id, nil
+	case configured != "":
+		id = configured
+	default:
+		u, err := ulid.New(ulid.Now(), rand.Reader)
+		if err != nil {
+			return "", fmt.Errorf("draw master's ID: %w", err)
+		}
+		id = u.String()
+	}
+	if err := renameio.WriteFile(path, []byte(id+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("keep master's ID: %w", err)
+	}
+	return id, nil
+}
+
+// apply commits a command and returns the state machine's answer.
+func (n *raftNode) apply(ctx context.Context, c fsm.Command) (fsm.Result, error) {
+	b, err := c.Encode()
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	f := n.raft.Apply(b, n.cfg.ApplyTimeout.Std())
+	done := make(chan error, 1)
+	n.wg.Go(func() { done <- f.Error() })
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return fsm.Result{}, errs.Wrap(ctx.Err(), "commit", "")
+	}
+	if err != nil {
+		return fsm.Result{}, n.translate(err, "commit")
+	}
+	r, ok := f.Response().(fsm.Result)
+	if !ok {
+		return fsm.Result{}, errs.E(errs.Internal, "commit", "", fmt.Errorf("answer of type %T", f.Response()))
+	}
+	return r, r.Err
+}
+
+// translate gives Raft's errors their kinds.
+func (n *raftNode) translate(err error, op string) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost),
+		errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return n.notLeader()
+	case errors.Is(err, raft.ErrRaftShutdown), errors.Is(err, raft.ErrAbortedByRestore):
+		return errs.E(errs.Unavailable, op, "", err)
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return errs.E(errs.Timeout, op, "", err)
+	default:
+		return errs.Wrap(err, op, "")
+	}
+}
+
+// notLeader returns the error that names the leader, if another is known.
+func (n *raftNode) notLeader() error {
+	_, id := n.raft.LeaderWithID()
+	if id == "" || string(id) == n.id {
+		return &rpcerr.NotLeader{}
+	}
+	return &rpcerr.NotLeader{Leader: n.store.State().Masters[string(id)].GRPC}
+}
+
+// verification is one round of asking a majority whether this master leads.
+type verification struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+// verify returns nil if this master led at some moment after the call began.
+// Calls that come while a round is under way share the next one.
+func (n *raftNode) verify(ctx context.Context) error {
+	n.verifyMu.Lock()
+	if n.next == nil {
+		n.next = &verification{done: make(chan struct{})}
+	}
+	v := n.next
+	if !n.verifier {
+		n.verifier = true
+		n.wg.Go(n.runVerifications)
+	}
+	n.verifyMu.Unlock()
+	select {
+	case <-v.done:
+		return v.err
+	case <-ctx.Done():
+		return errs.Wrap(ctx.Err(), "verify leadership", "")
+	}
+}
+
+func (n *raftNode) runVerifications() {
+	for {
+		n.verifyMu.Lock()
+		v := n.next
+		n.next = nil
+		if v == nil {
+			n.verifier = false
+			n.verifyMu.Unlock()
+			return
+		}
+		n.verifyMu.Unlock()
+		if err := n.raft.VerifyLeader().Error(); err != nil {
+			v.err = n.translate(err, "verify leadership")
+		}
+		close(v.done)
+	}
+}
+
+// leaderID returns the ID of the leader, or "".
+func (n *raftNode) leaderID() string {
+	_, id := n.raft.LeaderWithID()
+	return string(id)
+}
+
+// handOver gives the leadership to another voter, if there is one.
+func (n *raftNode) handOver() {
+	if n.raft.State() != raft.Leader {
+		return
+	}
+	f := n.raft.GetConfiguration()
+	if f.Error() != nil || len(f.Configuration().Servers) < 2 {
+		return
+	}
+	if err := n.raft.LeadershipTransfer().Error(); err != nil {
+		n.log.Warn("leadership was not handed over", "error", err)
+	}
+}
+
+// close ends Raft, then closes what is on disk.
+func (n *raftNode) close() error {
+	err := n.raft.Shutdown().Error()
+	n.wg.Wait()
+	return errors.Join(err, n.closeFiles())
+}
+
+func (n *raftNode) closeFiles() error {
+	var found []error
+	if n.trans != nil {
+		found = append(found, n.trans.Close())
+		n.conns.closeConns()
+	}
+	if n.logDB != nil {
+		found = append(found, n.logDB.Close())
+	}
+	return errors.Join(append(found, n.store.Close())...)
+}
+
+// announce corrects this master's address in the group's configuration, which
+// differs after a start on another port. Only the leader can.
+func (n *raftNode) announce() error {
+	f := n.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return n.translate(err, "read Raft configuration")
+	}
+	own := n.trans.LocalAddr()
+	for _, s := range f.Configuration().Servers {
+		if string(s.ID) != n.id || s.Address == own {
+			continue
+		}
+		if err := n.raft.AddVoter(s.ID, own, f.Index(), n.cfg.ApplyTimeout.Std()).Error(); err != nil {
+			return n.translate(err, "correct this master's address")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package cachemaster
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"millrace/api"
+	"millrace/cachemaster/fsm"
+	"millrace/internal/errs"
+	"millrace/ufs"
+)
+
+// ufsService keeps the under-store mount table.
+type ufsService struct {
+	api.UnimplementedUFSServiceServer
+
+	m *Master
+}
+
+// AddUFS implements api.UFSServiceServer. The same under-store with the same
+// options at the same path again is a success, without a look at it: a
+// cluster that starts while its under-store is away serves what it cached.
+func (s *ufsService) AddUFS(ctx context.Context, r *api.AddUFSRequest) (*api.AddUFSReply, error) {
+	if _, err := s.m.begin(ctx, 0); err != nil {
+		return nil, err
+	}
+	p := string(r.GetPath())
+	c, err := parseMount(s.m.cfg, p, r.GetUri(), r.GetOptions())
+	if err != nil {
+		return nil, err
+	}
+	st := s.m.store.State()
+	for i := range st.Mounts {
+		m := &st.Mounts[i]
+		if m.Path != c.Path {
+			continue
+		}
+		if m.URI != c.URI || !maps.Equal(m.Options, c.Options) {
+			return nil, fsm.TakenError(*m, c.URI)
+		}
+		return &api.AddUFSReply{Mount: mountProto(m)}, nil
+	}
+	if err := s.m.probe(ctx, c); err != nil {
+		return nil, err
+	}
+	result, err := s.m.raft.apply(ctx, fsm.Command{Key: r.GetIdempotencyKey(), AddUFS: c})
+	if err != nil {
+		return nil, err
+	}
+	return &api.AddUFSReply{Mount: mountProto(result.Mount)}, nil
+}
+
+// probe looks at an under-store before it is added.
+func (m *Master) probe(ctx context.Context, c *fsm.AddUFS) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.ProbeTimeout.Std())
+	defer cancel()
+	store, err := m.ns.stores.dial(ctx, c.URI, c.Options)
+	if err != nil {
+		return errs.Wrap(err, "add under-store", string(c.Path))
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	for _, err := range store.List(ctx, "", ufs.ListOptions{}) {
+		if err != nil {
+			return errs.Wrap(err, "look at under-store", c.URI)
+		}
+		break // it is there; the first entry says so
+	}
+	if ctx.Err() != nil {
+		return errs.Wrap(ctx.Err(), "look at under-store", c.URI)
+	}
+	return nil
+}
+
+// ListUFS implements api.UFSServiceServer.
+func (s *ufsService) ListUFS(ctx context.Context, _ *api.ListUFSRequest) (*api.ListUFSReply, error) {
+	if _, err := s.m.begin(ctx, 0); err != nil {
+		return nil, err
+	}
+	return &api.ListUFSReply{Mounts: mountsProto(s.m.store.State())}, nil
+}
+
+// RemoveUFS implements api.UFSServiceServer.
+func (s *ufsService) RemoveUFS(ctx context.Context, r *api.RemoveUFSRequest) (*api.RemoveUFSReply, error) {
+	if _, err := s.m.begin(ctx, 0); err != nil {
+		return nil, err
+	}
+	p := string(r.GetPath())
+	if err := checkPath(p); err != nil {
+		return nil, err
+	}
+	c := fsm.Command{Key: r.GetIdempotencyKey(), RemoveUFS: &fsm.RemoveUFS{Path: fsm.Path(p)}}
+	if _, err := s.m.raft.apply(ctx, c); err != nil {
+		return nil, err
+	}
+	return &api.RemoveUFSReply{}, nil
+}

@@ -1,0 +1,123 @@
+package cachemaster
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"millrace/api"
+	"millrace/internal/errs"
+	"millrace/internal/size"
+)
+
+func TestAddUFS(t *testing.T) {
+	t.Parallel()
+	broken, silent := newMemStore(nil), newMemStore(nil)
+	broken.fail = errs.E(errs.Permission, "list", "", errors.New("access denied"))
+	silent.hold = make(chan struct{})
+	cfg := testConfig()
+	cfg.ProbeTimeout = size.Duration(50 * time.Millisecond)
+	a := newMemStore(nil)
+	stores := map[string]*memStore{"a": a, "b": newMemStore(nil), "broken": broken, "silent": silent}
+	c := start(t, t.TempDir(), stores, cfg)
+	first := c.mount(t, "/m", "mem://a", map[string]string{"block_size": "512KiB", "ttl": "5s", "color": "red"})
+	if first.GetBlockSize() != 512<<10 || first.GetTtlMs() != 5000 || first.GetFreshness() != "ttl" {
+		t.Errorf("mount = %v", first)
+	}
+
+	for _, tc := range []struct {
+		name, path, uri string
+		options         map[string]string
+		kind            errs.Kind
+		text            string
+	}{
+		{"another under-store at the path", "/m", "mem://b", nil, errs.Exists, "mem://a is bound here already, not mem://b"},
+		{"other options", "/m", "mem://a", nil, errs.Exists, "with other options"},
+		{"unclean path", "/m/", "mem://a", nil, errs.Invalid, "absolute path"},
+		{"relative path", "m", "mem://a", nil, errs.Invalid, "absolute path"},
+		{"unknown scheme", "/n", "tape://a", nil, errs.Unsupported, "tape"},
+		{"missing bucket", "/n", "mem://none", nil, errs.NotFound, "no such bucket"},
+		{"refused", "/n", "mem://broken", nil, errs.Permission, "access denied"},
+		{"not answering", "/n", "mem://silent", nil, errs.Timeout, "mem://silent"},
+		{"unknown option", "/n", "mem://b", map[string]string{"shape": "red"}, errs.Invalid, `option "shape" is unknown`},
+		{"bad block size", "/n", "mem://b", map[string]string{"block_size": "100KiB"}, errs.Invalid, "block_size"},
+		{"bad freshness", "/n", "mem://b", map[string]string{"freshness": "often"}, errs.Invalid, "freshness"},
+		{"bad ttl", "/n", "mem://b", map[string]string{"ttl": "soon"}, errs.Invalid, "ttl"},
+		{"ttl beside freshness", "/n", "mem://b", map[string]string{"ttl": "1s", "freshness": "never"}, errs.Invalid, "ttl"},
+		{"not offered", "/n", "mem://b", map[string]string{"verify": "always"}, errs.Unsupported, "verify"},
+	} {
+		_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(tc.path), Uri: tc.uri, Options: tc.options})
+		wantKind(t, tc.name, err, tc.kind)
+		if err != nil && !strings.Contains(err.Error(), tc.text) {
+			t.Errorf("%s: %q does not say %q", tc.name, err, tc.text)
+		}
+	}
+
+	// The same again needs no under-store.
+	a.setFail(errs.E(errs.Unavailable, "list", "", nil))
+	again := c.mount(t, "/m", "mem://a", map[string]string{"block_size": "512KiB", "ttl": "5s", "color": "red"})
+	if again.GetId() != first.GetId() {
+		t.Errorf("mount ID %d, then %d", first.GetId(), again.GetId())
+	}
+	r, err := c.ufs.ListUFS(t.Context(), &api.ListUFSRequest{})
+	if err != nil || r.GetMounts().GetVersion() != 1 || len(r.GetMounts().GetMounts()) != 1 {
+		t.Errorf("mounts = %v, %v", r, err)
+	}
+}
+
+func TestRemoveUFS(t *testing.T) {
+	t.Parallel()
+	stores := map[string]*memStore{"a": newMemStore(nil), "b": newMemStore(nil)}
+	c := start(t, t.TempDir(), stores, testConfig())
+	remove := func(p, key string) error {
+		_, err := c.ufs.RemoveUFS(t.Context(), &api.RemoveUFSRequest{Path: []byte(p), IdempotencyKey: key})
+		return err
+	}
+	wantKind(t, "nothing there", remove("/m", ""), errs.NotFound)
+	first := c.mount(t, "/m", "mem://a", nil)
+	c.mount(t, "/m/n", "mem://b", nil)
+	wantKind(t, "mount below", remove("/m", ""), errs.NotEmpty)
+	if err := errors.Join(remove("/m/n", "k1"), remove("/m/n", "k1"), remove("/m", "k2")); err != nil {
+		t.Errorf("remove, with a repeated key: %v", err)
+	}
+	if again := c.mount(t, "/m", "mem://a", nil); again.GetId() <= first.GetId() {
+		t.Errorf("mount ID %d is used again", again.GetId())
+	}
+}
+
+// TestMountsSurviveRestart leaves a master without closing anything of the
+// state machine's and starts another one on a copy of what is on disk.
+func TestMountsSurviveRestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	stores := map[string]*memStore{"a": newMemStore(map[string]string{"f": "1"})}
+	c := start(t, dir, stores, testConfig())
+	first := c.mount(t, "/m", "mem://a", nil)
+	s1, err := c.status.Status(t.Context(), &api.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed := copyDir(t, dir) // as a kill leaves it
+	c.stop()
+	for name, d := range map[string]string{"stopped": dir, "killed": killed} {
+		c := start(t, d, stores, testConfig())
+		if again := c.mount(t, "/m", "mem://a", nil); again.GetId() != first.GetId() {
+			t.Errorf("%s: mount ID %d, was %d", name, again.GetId(), first.GetId())
+		}
+		if _, err := c.stat(t, "/m/f"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		s2, err := c.status.Status(t.Context(), &api.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s1.GetClusterId() == "" || s2.GetClusterId() != s1.GetClusterId() {
+			t.Errorf("%s: cluster ID %q, was %q", name, s2.GetClusterId(), s1.GetClusterId())
+		}
+		if len(s2.GetMasters()) != 1 || s2.GetMasters()[0].GetId() != s2.GetLeader() || s2.GetMasters()[0].GetState() != "leader" {
+			t.Errorf("%s: masters = %v, leader %q", name, s2.GetMasters(), s2.GetLeader())
+		}
+		c.stop()
+	}
+}

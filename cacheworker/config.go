@@ -1,0 +1,84 @@
+package cacheworker
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"millrace/block"
+	"millrace/internal/size"
+)
+
+// Config is what an operator may set of a worker, beside its addresses,
+// directories and masters.
+type Config struct {
+	// Heartbeat is how often each master hears from the worker. Masters
+	// suspect a worker after 3 s of silence.
+	Heartbeat size.Duration `toml:"heartbeat"`
+	// MasterTimeout bounds each call to a master.
+	MasterTimeout size.Duration `toml:"master_timeout"`
+	// ReportInterval is how long changes of cached blocks are gathered before
+	// they are reported.
+	ReportInterval size.Duration `toml:"report_interval"`
+	// ReportQueue bounds the blocks whose change a master has not been told
+	// yet, about 64 bytes each; past it a full report takes their place.
+	ReportQueue int `toml:"report_queue"`
+	// ReadaheadMax bounds what is fetched ahead of one sequential reader; 0
+	// switches read-ahead off.
+	ReadaheadMax size.Bytes `toml:"readahead_max"`
+	// FetchSize is the most that one request to an under-store asks for. A
+	// longer miss is several requests at a time.
+	FetchSize size.Bytes `toml:"fetch_size"`
+	// FetchConcurrency bounds the requests in flight to one under-store mount.
+	FetchConcurrency int `toml:"fetch_concurrency"`
+	// MaxInflightBytes bounds the bytes asked for and not yet received, over
+	// all under-stores.
+	MaxInflightBytes size.Bytes `toml:"max_inflight_bytes"`
+	// LoadConcurrency bounds the items that load tasks work on at a time.
+	LoadConcurrency int `toml:"load_concurrency"`
+	// DrainTimeout is how long requests in flight may go on once the worker
+	// was told to stop.
+	DrainTimeout size.Duration `toml:"drain_timeout"`
+}
+
+// DefaultConfig returns the values that suit a host with a fast network: a
+// sequential reader has four requests of 2 MiB under way, and 256 MiB in
+// flight are what 64 connections to S3 need at 50 ms and 80 MB/s each.
+func DefaultConfig() Config {
+	return Config{
+		Heartbeat:        size.Duration(time.Second),
+		MasterTimeout:    size.Duration(5 * time.Second),
+		ReportInterval:   size.Duration(100 * time.Millisecond),
+		ReportQueue:      100_000,
+		ReadaheadMax:     8 * size.MiB,
+		FetchSize:        2 * size.MiB,
+		FetchConcurrency: 64,
+		MaxInflightBytes: 256 * size.MiB,
+		LoadConcurrency:  16,
+		DrainTimeout:     size.Duration(5 * time.Second),
+	}
+}
+
+// Validate reports every field that is out of range.
+func (c Config) Validate() error {
+	const page = size.Bytes(block.PageSize)
+	return errors.Join(
+		inRange("heartbeat", c.Heartbeat, size.Duration(10*time.Millisecond), size.Duration(time.Minute)),
+		inRange("master_timeout", c.MasterTimeout, size.Duration(10*time.Millisecond), size.Duration(10*time.Minute)),
+		inRange("report_interval", c.ReportInterval, size.Duration(time.Millisecond), size.Duration(time.Minute)),
+		inRange("report_queue", c.ReportQueue, reportBatch, 10_000_000),
+		inRange("readahead_max", c.ReadaheadMax, 0, size.GiB),
+		inRange("fetch_size", c.FetchSize, page, size.GiB),
+		inRange("fetch_concurrency", c.FetchConcurrency, 1, 10_000),
+		inRange("max_inflight_bytes", c.MaxInflightBytes, c.FetchSize, 1024*size.GiB),
+		inRange("load_concurrency", c.LoadConcurrency, 1, 10_000),
+		inRange("drain_timeout", c.DrainTimeout, 0, size.Duration(time.Hour)),
+	)
+}
+
+func inRange[T int | size.Bytes | size.Duration](field string, v, least, most T) error {
+	if v < least || v > most {
+		return fmt.Errorf("%s: %v is not in [%v, %v]", field, v, least, most)
+	}
+	return nil
+}

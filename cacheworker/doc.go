@@ -1,0 +1,32 @@
+// Package cacheworker owns the worker: it serves the bytes of files from the
+// cache directories of its host and, on a miss, through them from the
+// under-stores.
+//
+// A read (read.go) goes over its extent piece by piece. It pins a piece in
+// the tier, asks the fetcher for what is missing, and answers in order while
+// pages arrive. The fetcher (fetch.go, flight.go) keeps one flight per range
+// of missing pages: one ranged GET whose body is filled into the tier page by
+// page and published to all that wait for it. Read-ahead (ahead.go) and load
+// tasks (load.go) start the same flights. The worker's identity, mount table
+// and start epoch are kept in its data directory (identity.go, mounts.go); a
+// reporter per master (master.go, report.go) registers the worker, beats, and
+// streams changes of cached blocks.
+//
+// Invariants:
+//   - A page of a file is fetched once however many readers want it at a time,
+//     as long as it can be kept.
+//   - A flight belongs to the worker: a reader that goes away takes nothing
+//     from the others that wait for it.
+//   - Only bytes that the under-store gave for the ticket's version, whole
+//     pages, are filled into the tier; a fetch that fails leaves the pages
+//     before the failure and nothing else.
+//   - What cannot be kept (no room, an unsettled version) is served all the
+//     same, from memory of bounded size.
+//   - Bytes in flight from all under-stores, requests in flight to each, pins
+//     of each read and changes not yet reported to each master are bounded by
+//     the configuration. When these bounds are reached, reads go before
+//     read-ahead and loads.
+//   - The start epoch grows at each start, and reports of one epoch to one
+//     master are numbered without gaps; after any doubt the next one is full.
+//   - Without a master the worker serves every mount that it knows.
+package cacheworker

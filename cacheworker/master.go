@@ -1,0 +1,256 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"millrace/api"
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+// registry is what the worker needs of a master.
+type registry interface {
+	Register(ctx context.Context, in *api.RegisterRequest, opts ...grpc.CallOption) (*api.RegisterReply, error)
+	Heartbeat(ctx context.Context, in *api.HeartbeatRequest, opts ...grpc.CallOption) (*api.HeartbeatReply, error)
+	ReportBlocks(ctx context.Context, in *api.ReportBlocksRequest, opts ...grpc.CallOption) (*api.ReportBlocksReply, error)
+}
+
+// self is what a reporter tells of the worker, and whom it tells what masters
+// say.
+type self interface {
+	registerRequest() *api.RegisterRequest
+	heartbeatRequest() *api.HeartbeatRequest
+	// who returns the worker's ID and start epoch.
+	who() (id string, epoch uint64)
+	// adopt takes what a master said; an error means that it is not ours.
+	adopt(clusterID string, mounts *api.Mounts, p *api.Placement) error
+	// registered tells that the cluster knows the worker.
+	registered()
+	blocks() iter.Seq[tier.BlockState]
+}
+
+// reporter keeps one master informed.
+type reporter struct {
+	addr     string
+	master   registry
+	self     self
+	beat     time.Duration
+	gather   time.Duration // how long changes are gathered
+	timeout  time.Duration
+	changes  *changes
+	log      *slog.Logger
+	kicks    chan chan<- error // asks for a heartbeat now
+	sequence uint64            // of the last report; only the reports goroutine uses it
+
+	contact chan bool // what beats tells reports: whether the master listens
+}
+
+// kickQueue bounds how many can wait for one heartbeat.
+const kickQueue = 64
+
+func newReporter(addr string, master registry, s self, cfg Config, log *slog.Logger) *reporter {
+	return &reporter{
+		addr: addr, master: master, self: s,
+		beat: cfg.Heartbeat.Std(), gather: cfg.ReportInterval.Std(), timeout: cfg.MasterTimeout.Std(),
+		changes: newChanges(cfg.ReportQueue), log: log.With("master", addr),
+		kicks: make(chan chan<- error, kickQueue), contact: make(chan bool, 1),
+	}
+}
+
+// run reports until ctx ends.
+func (r *reporter) run(ctx context.Context) {
+	var g errgroup.Group
+	g.Go(func() error { r.beats(ctx); return nil })
+	g.Go(func() error { r.reports(ctx); return nil })
+	_ = g.Wait() // neither fails
+}
+
+// backoff grows from a tenth of a heartbeat to a whole one.
+type backoff struct {
+	most, delay time.Duration
+}
+
+func (b *backoff) next() time.Duration {
+	b.delay = min(max(2*b.delay, b.most/10), b.most)
+	return b.delay*9/10 + rand.N(b.delay/5+1)
+}
+
+func (b *backoff) reset() { b.delay = 0 }
+
+// beats sends heartbeats, sooner while the worker is not registered.
+func (r *reporter) beats(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	retry := backoff{most: r.beat}
+	well := true // what was logged
+	for {
+		var kicked []chan<- error
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case k := <-r.kicks:
+			kicked = append(kicked, k)
+		}
+		for len(r.kicks) > 0 {
+			kicked = append(kicked, <-r.kicks)
+		}
+		heard, err := r.exchange(ctx)
+		for _, k := range kicked {
+			k <- err
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		r.tell(heard)
+		switch {
+		case err != nil && well:
+			r.log.Warn("no contact to a master", "err", err)
+		case err == nil && !well:
+			r.log.Info("in contact with a master")
+		}
+		if well = err == nil; well {
+			retry.reset()
+			timer.Reset(r.beat)
+		} else {
+			timer.Reset(retry.next())
+		}
+	}
+}
+
+// tell leaves the newest word for the reports goroutine.
+func (r *reporter) tell(heard bool) {
+	select {
+	case <-r.contact:
+	default:
+	}
+	r.contact <- heard
+}
+
+// exchange is one heartbeat and, when the master asks for it, a registration.
+// heard says that the master is one of ours and took the heartbeat.
+func (r *reporter) exchange(ctx context.Context) (heard bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	reply, err := r.master.Heartbeat(ctx, r.self.heartbeatRequest())
+	if err != nil {
+		return false, err
+	}
+	if err := r.self.adopt(reply.GetClusterId(), reply.GetMounts(), reply.GetPlacement()); err != nil {
+		return false, err
+	}
+	if reply.GetNeedFull() {
+		r.changes.needFull()
+	}
+	if reply.GetRegistered() {
+		r.self.registered()
+		return true, nil
+	}
+	in, err := r.master.Register(ctx, r.self.registerRequest())
+	if errors.Is(err, errs.NotLeader) {
+		return true, nil // the leader registers us, and this master will learn of it
+	}
+	if err != nil {
+		return true, err
+	}
+	if err := r.self.adopt(in.GetClusterId(), in.GetMounts(), in.GetPlacement()); err != nil {
+		return false, err
+	}
+	r.self.registered()
+	return true, nil
+}
+
+// reports streams the changes of cached blocks while the master listens.
+func (r *reporter) reports(ctx context.Context) {
+	retry := backoff{most: max(r.beat, r.gather)}
+	heard := false
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case heard = <-r.contact:
+		case <-r.changes.wake:
+		}
+		full, deltas := r.changes.due()
+		if !heard || (!full && deltas == 0) {
+			continue // a wake that is lost here comes again with the next heartbeat
+		}
+		if !full && deltas < reportBatch && !wait(ctx, r.gather) {
+			return
+		}
+		if err := r.report(ctx, full); err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			r.log.Debug("reporting blocks", "err", err)
+			r.changes.needFull() // whether it arrived is not known
+			if !wait(ctx, retry.next()) {
+				return
+			}
+			continue
+		}
+		if again, _ := r.changes.due(); !again {
+			retry.reset()
+		} else if !wait(ctx, retry.next()) { // it wants another full report
+			return
+		}
+	}
+}
+
+// wait returns false when ctx ends before d has passed.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// report sends a full report or one batch of changes.
+func (r *reporter) report(ctx context.Context, full bool) error {
+	if !full {
+		return r.send(ctx, &api.ReportBlocksRequest{Blocks: r.changes.take(reportBatch)})
+	}
+	r.changes.takeFull()
+	part := &api.ReportBlocksRequest{FullFirst: true, FullPart: true}
+	for s := range r.self.blocks() {
+		if len(part.GetBlocks()) == fullPart {
+			if err := r.send(ctx, part); err != nil {
+				return err
+			}
+			part = &api.ReportBlocksRequest{FullPart: true}
+		}
+		part.Blocks = append(part.Blocks, deltaOf(s))
+	}
+	part.FullLast = true
+	return r.send(ctx, part)
+}
+
+// send numbers a report and sends it. A master that does not know what came
+// before it makes a full report due.
+func (r *reporter) send(ctx context.Context, in *api.ReportBlocksRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	r.sequence++
+	in.Sequence = r.sequence
+	in.WorkerId, in.StartEpoch = r.self.who()
+	reply, err := r.master.ReportBlocks(ctx, in)
+	if err != nil {
+		return errs.Wrap(err, "report blocks", r.addr)
+	}
+	if reply.GetNeedFull() {
+		r.changes.needFull()
+	}
+	return nil
+}

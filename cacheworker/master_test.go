@@ -1,0 +1,400 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+
+	"millrace/api"
+	"millrace/block"
+	"millrace/internal/errs"
+	"millrace/internal/rpcerr"
+	"millrace/tier"
+)
+
+// fakeMaster keeps a registry and a block map as a master does.
+type fakeMaster struct {
+	api.UnimplementedWorkerRegistryServiceServer
+
+	mu         sync.Mutex
+	cluster    string
+	down       bool // every call fails
+	follower   bool // does not register
+	known      bool // the worker
+	mounts     *api.Mounts
+	placement  *api.Placement
+	beats      int
+	registers  int
+	fulls      int // complete full reports
+	reports    int
+	epoch      uint64
+	sequence   uint64
+	wantFull   bool
+	inFull     bool
+	blocks     map[block.Key]int64
+	lastBeat   *api.HeartbeatRequest
+	lastRegist *api.RegisterRequest
+}
+
+func newFakeMaster() *fakeMaster {
+	return &fakeMaster{cluster: "C1", blocks: make(map[block.Key]int64), wantFull: true}
+}
+
+func (m *fakeMaster) heartbeat(in *api.HeartbeatRequest) (*api.HeartbeatReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.down {
+		return nil, errs.Unavailable
+	}
+	m.beats++
+	m.lastBeat = in
+	if m.epoch != in.GetStartEpoch() {
+		m.epoch, m.sequence, m.wantFull, m.inFull = in.GetStartEpoch(), 0, true, false
+	}
+	out := &api.HeartbeatReply{Registered: m.known, NeedFull: m.wantFull && !m.inFull, ClusterId: m.cluster}
+	if m.known && in.GetMountsVersion() < m.mounts.GetVersion() {
+		out.Mounts = m.mounts
+	}
+	if m.known && in.GetPlacementEpoch() < m.placement.GetEpoch() {
+		out.Placement = m.placement
+	}
+	return out, nil
+}
+
+func (m *fakeMaster) register(in *api.RegisterRequest) (*api.RegisterReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.down:
+		return nil, errs.Unavailable
+	case m.follower:
+		return nil, &rpcerr.NotLeader{}
+	}
+	m.registers++
+	m.lastRegist = in
+	m.known = true
+	return &api.RegisterReply{ClusterId: m.cluster, Mounts: m.mounts, Placement: m.placement}, nil
+}
+
+func (m *fakeMaster) report(in *api.ReportBlocksRequest) (*api.ReportBlocksReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.down {
+		return nil, errs.Unavailable
+	}
+	m.reports++
+	fits := in.GetStartEpoch() == m.epoch && in.GetSequence() == m.sequence+1
+	m.sequence = in.GetSequence()
+	switch {
+	case in.GetFullFirst():
+		clear(m.blocks)
+		m.inFull = true
+	case !fits:
+		m.wantFull, m.inFull = true, false
+		return &api.ReportBlocksReply{NeedFull: true}, nil
+	case m.wantFull && !m.inFull:
+		return &api.ReportBlocksReply{NeedFull: true}, nil
+	}
+	for _, d := range in.GetBlocks() {
+		key := block.Key{File: block.FileID(d.GetFileId()), Index: d.GetIndex()}
+		if d.GetCachedBytes() == 0 {
+			delete(m.blocks, key)
+		} else {
+			m.blocks[key] = d.GetCachedBytes()
+		}
+	}
+	if in.GetFullLast() {
+		m.wantFull, m.inFull = false, false
+		m.fulls++
+	}
+	return &api.ReportBlocksReply{}, nil
+}
+
+// set changes the master under its lock.
+func (m *fakeMaster) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+// count reads one of the master's numbers.
+func (m *fakeMaster) count(n *int) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return *n
+}
+
+func (m *fakeMaster) blockMap() map[block.Key]int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.blocks)
+}
+
+// directMaster is a fakeMaster without a network in between.
+type directMaster struct{ *fakeMaster }
+
+func (m directMaster) Heartbeat(_ context.Context, in *api.HeartbeatRequest, _ ...grpc.CallOption) (*api.HeartbeatReply, error) {
+	return m.heartbeat(in)
+}
+
+func (m directMaster) Register(_ context.Context, in *api.RegisterRequest, _ ...grpc.CallOption) (*api.RegisterReply, error) {
+	return m.register(in)
+}
+
+func (m directMaster) ReportBlocks(_ context.Context, in *api.ReportBlocksRequest, _ ...grpc.CallOption) (*api.ReportBlocksReply, error) {
+	return m.report(in)
+}
+
+// fakeSelf is a worker with a set of cached blocks.
+type fakeSelf struct {
+	mu      sync.Mutex
+	cluster string
+	known   bool
+	cached  map[block.Key]int64
+	r       *reporter
+}
+
+func (s *fakeSelf) registerRequest() *api.RegisterRequest { return &api.RegisterRequest{WorkerId: "W"} }
+
+func (s *fakeSelf) heartbeatRequest() *api.HeartbeatRequest {
+	return &api.HeartbeatRequest{WorkerId: "W", StartEpoch: 5}
+}
+
+func (s *fakeSelf) who() (string, uint64) { return "W", 5 }
+
+func (s *fakeSelf) adopt(cluster string, _ *api.Mounts, _ *api.Placement) error {
+	if s.cluster != "" && cluster != s.cluster {
+		return errs.E(errs.Invalid, "join", cluster, nil)
+	}
+	return nil
+}
+
+func (s *fakeSelf) registered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known = true
+}
+
+func (s *fakeSelf) isKnown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.known
+}
+
+func (s *fakeSelf) blocks() iter.Seq[tier.BlockState] {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := maps.Clone(s.cached)
+	return func(yield func(tier.BlockState) bool) {
+		for k, n := range all {
+			if !yield(tier.BlockState{File: k.File, Index: k.Index, CachedBytes: n}) {
+				return
+			}
+		}
+	}
+}
+
+// put changes a block and tells the reporter.
+func (s *fakeSelf) put(i int, n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := block.Key{Index: uint32(i)}
+	if n == 0 {
+		delete(s.cached, key)
+	} else {
+		s.cached[key] = n
+	}
+	s.r.changes.note(tier.BlockState{File: key.File, Index: key.Index, CachedBytes: n})
+}
+
+// reporting runs a reporter in a bubble of synctest.
+func reporting(t *testing.T, m *fakeMaster, s *fakeSelf, test func()) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		cfg.ReportQueue = 2 * reportBatch
+		s.cached = make(map[block.Key]int64)
+		s.r = newReporter("m", directMaster{m}, s, cfg, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { s.r.run(ctx); close(done) }()
+		synctest.Wait()
+		test()
+		cancel()
+		<-done
+	})
+}
+
+func after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestReporterRegistersAndBeats(t *testing.T) {
+	m, s := newFakeMaster(), &fakeSelf{}
+	m.down = true
+	reporting(t, m, s, func() {
+		after(10 * time.Second)
+		if s.isKnown() {
+			t.Error("registered with a master that is down")
+		}
+		m.set(func() { m.down = false })
+		after(2 * time.Second)
+		if !s.isKnown() || m.count(&m.registers) != 1 {
+			t.Fatalf("known %v after %d registrations", s.isKnown(), m.count(&m.registers))
+		}
+		before := m.count(&m.beats)
+		after(10 * time.Second)
+		if n := m.count(&m.beats) - before; n < 9 || n > 11 {
+			t.Errorf("%d heartbeats in 10 s", n)
+		}
+		// A master that lost its registry gets the worker again.
+		m.set(func() { m.known = false })
+		after(2 * time.Second)
+		if m.count(&m.registers) != 2 {
+			t.Errorf("%d registrations", m.count(&m.registers))
+		}
+		// A kick is answered by a heartbeat at once.
+		before = m.count(&m.beats)
+		answer := make(chan error, 1)
+		s.r.kicks <- answer
+		synctest.Wait()
+		if err := <-answer; err != nil || m.count(&m.beats) != before+1 {
+			t.Errorf("a kick: %v, %d beats", err, m.count(&m.beats)-before)
+		}
+		m.set(func() { m.down = true })
+		s.r.kicks <- answer
+		if err := <-answer; !errors.Is(err, errs.Unavailable) {
+			t.Errorf("a kick at a master that is down: %v", err)
+		}
+	})
+}
+
+func TestReporterAtAFollower(t *testing.T) {
+	m, s := newFakeMaster(), &fakeSelf{}
+	m.follower = true
+	reporting(t, m, s, func() {
+		s.put(1, 10)
+		after(3 * time.Second)
+		if s.isKnown() || m.count(&m.beats) < 3 {
+			t.Errorf("known %v after %d beats", s.isKnown(), m.count(&m.beats))
+		}
+		if d := cmp.Diff(s.cached, m.blockMap()); d != "" {
+			t.Errorf("a follower's block map: %s", d)
+		}
+		m.set(func() { m.known = true }) // the leader has told it
+		after(2 * time.Second)
+		if !s.isKnown() {
+			t.Error("not known")
+		}
+	})
+}
+
+func TestReporterKeepsAwayFromAForeignMaster(t *testing.T) {
+	m, s := newFakeMaster(), &fakeSelf{cluster: "C2"}
+	reporting(t, m, s, func() {
+		s.put(1, 10)
+		after(10 * time.Second)
+		if s.isKnown() || m.count(&m.registers) != 0 || m.count(&m.reports) != 0 {
+			t.Errorf("known %v, %d registrations, %d reports", s.isKnown(), m.count(&m.registers), m.count(&m.reports))
+		}
+	})
+}
+
+func TestReports(t *testing.T) {
+	m, s := newFakeMaster(), &fakeSelf{}
+	reporting(t, m, s, func() {
+		start := 0
+		same := func(what string, fulls int) {
+			t.Helper()
+			if got := m.blockMap(); !maps.Equal(s.cached, got) {
+				t.Errorf("%s: the master has %d blocks, the worker %d", what, len(got), len(s.cached))
+			}
+			if n := m.count(&m.fulls) - start; n != fulls {
+				t.Errorf("%s: %d full reports, want %d", what, n, fulls)
+			}
+		}
+		for i := range 2*fullPart + 7 {
+			s.put(i, 10)
+		}
+		after(time.Second)
+		start = m.count(&m.fulls) - 1
+		same("at the start", 1)
+
+		before := m.count(&m.reports)
+		for i := range 50 {
+			s.put(3, int64(i+1))
+			s.put(100_000+i, 5)
+		}
+		s.put(4, 0)
+		after(time.Second)
+		same("changes", 1)
+		if m.count(&m.reports) != before+1 {
+			t.Errorf("%d reports for changes of 52 blocks at once", m.count(&m.reports)-before)
+		}
+
+		for i := range reportBatch + reportBatch/2 {
+			s.put(200_000+i, 5)
+		}
+		after(time.Second)
+		same("more than a batch", 1)
+
+		for i := range 3 * reportBatch {
+			s.put(300_000+i, 5)
+		}
+		after(2 * time.Second)
+		start = m.count(&m.fulls) - 2 // or not: batches may leave while they are put
+		same("more than the queue holds", 2)
+
+		m.set(func() { m.sequence += 3 })
+		s.put(5, 0)
+		after(2 * time.Second)
+		same("a gap", 3)
+
+		m.set(func() { m.down = true })
+		s.put(6, 0)
+		after(5 * time.Second)
+		m.set(func() { m.down = false })
+		after(5 * time.Second)
+		same("a lost report", 4)
+
+		m.set(func() { clear(m.blocks); m.epoch = 0 }) // the master started anew
+		after(3 * time.Second)
+		same("a new master", 5)
+	})
+}
+
+func TestChangesAreBounded(t *testing.T) {
+	c := newChanges(10)
+	c.takeFull()
+	for i := range 10 {
+		c.note(tier.BlockState{Index: uint32(i), CachedBytes: 1})
+		c.note(tier.BlockState{Index: uint32(i), CachedBytes: 2})
+	}
+	if full, n := c.due(); full || n != 10 {
+		t.Fatalf("full %v, %d changes", full, n)
+	}
+	c.note(tier.BlockState{Index: 11, CachedBytes: 3})
+	if full, n := c.due(); !full || n != 1 {
+		t.Fatalf("past the bound: full %v, %d changes", full, n)
+	}
+	c.takeFull()
+	c.note(tier.BlockState{Index: 1, CachedBytes: 4})
+	got := c.take(5)
+	if len(got) != 1 || got[0].GetCachedBytes() != 4 || !slices.Equal(got[0].GetFileId(), make([]byte, 16)) {
+		t.Errorf("took %v", got)
+	}
+	if full, n := c.due(); full || n != 0 {
+		t.Errorf("in the end: full %v, %d changes", full, n)
+	}
+}

@@ -1,0 +1,183 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/google/renameio/v2"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"millrace/api"
+	"millrace/internal/errs"
+	"millrace/ufs"
+)
+
+// mountsFile holds the mount table in the worker's data directory, 0600 as
+// its options may lead to secrets.
+const mountsFile = "mounts.json"
+
+// mountTable is what the worker knows of the cluster's under-store mounts.
+// Stores are opened at first use and closed when the last user of a mount
+// that was removed has left.
+type mountTable struct {
+	registry    ufs.Registry
+	observer    ufs.Observer
+	concurrency int64                // requests in flight per mount
+	drop        func(mountID uint64) // forgets what is cached of a removed mount
+	name        string               // of the file
+	log         *slog.Logger
+
+	retiring sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	table  *api.Mounts
+	mounts map[uint64]*mount
+}
+
+// mount is one version of one under-store mount.
+type mount struct {
+	spec *api.UFSMount
+	gets *gate // one a request to the under-store
+
+	opening sync.Mutex // serializes opening
+	store   ufs.Store
+
+	users   sync.WaitGroup // of the store; Add only under the table's lock while the mount is in it
+	removed bool
+}
+
+// loadMounts reads the table that the last run left in dataDir.
+func (t *mountTable) load(dataDir string) error {
+	t.name = filepath.Join(dataDir, mountsFile)
+	t.table, t.mounts = &api.Mounts{}, make(map[uint64]*mount)
+	b, err := os.ReadFile(t.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return errs.Wrap(err, "read mount table", t.name)
+	}
+	if err := protojson.Unmarshal(b, t.table); err != nil {
+		return errs.E(errs.Corrupt, "read mount table", t.name, err)
+	}
+	for _, spec := range t.table.GetMounts() {
+		t.mounts[spec.GetId()] = t.newMount(spec)
+	}
+	return nil
+}
+
+func (t *mountTable) newMount(spec *api.UFSMount) *mount {
+	return &mount{spec: spec, gets: newGate(t.concurrency)}
+}
+
+func (t *mountTable) version() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.table.GetVersion()
+}
+
+func (t *mountTable) known(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.mounts[id] != nil
+}
+
+// apply takes a newer table, keeps it on the disk and retires what is gone
+// from it. An older one is ignored.
+func (t *mountTable) apply(table *api.Mounts) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || table.GetVersion() <= t.table.GetVersion() {
+		return nil
+	}
+	b, err := protojson.Marshal(table)
+	if err != nil {
+		return errs.Wrap(err, "encode mount table", "")
+	}
+	if err := renameio.WriteFile(t.name, b, 0o600); err != nil {
+		return errs.Wrap(err, "write mount table", t.name)
+	}
+	mounts := make(map[uint64]*mount, len(table.GetMounts()))
+	for _, spec := range table.GetMounts() {
+		old := t.mounts[spec.GetId()]
+		if old != nil && old.spec.GetUri() == spec.GetUri() && maps.Equal(old.spec.GetOptions(), spec.GetOptions()) {
+			old.spec = spec
+			mounts[spec.GetId()] = old
+			delete(t.mounts, spec.GetId())
+			continue
+		}
+		mounts[spec.GetId()] = t.newMount(spec)
+	}
+	for id, old := range t.mounts {
+		old.removed = mounts[id] == nil
+		t.retiring.Go(func() { t.retire(id, old) })
+	}
+	t.table, t.mounts = table, mounts
+	t.log.Info("took the mount table", "version", table.GetVersion(), "mounts", len(mounts))
+	return nil
+}
+
+// retire closes the store of a mount that is no longer in the table when its
+// last user has left, and forgets its pages if the mount itself is gone.
+func (t *mountTable) retire(id uint64, m *mount) {
+	m.users.Wait()
+	m.opening.Lock()
+	defer m.opening.Unlock()
+	if m.store != nil {
+		if err := m.store.Close(); err != nil {
+			t.log.Warn("closing an under-store", "mount", id, "err", err)
+		}
+	}
+	if m.removed {
+		t.drop(id)
+	}
+}
+
+// use returns the mount with its store open. The caller calls release when it
+// makes no further use of them.
+func (t *mountTable) use(ctx context.Context, id uint64) (m *mount, release func(), err error) {
+	t.mu.Lock()
+	m = t.mounts[id]
+	if m == nil || t.closed {
+		t.mu.Unlock()
+		return nil, nil, errs.E(errs.NotFound, "", "", fmt.Errorf("under-store mount %d is not known here", id))
+	}
+	m.users.Add(1)
+	uri, options := m.spec.GetUri(), m.spec.GetOptions()
+	t.mu.Unlock()
+
+	m.opening.Lock()
+	defer m.opening.Unlock()
+	if m.store == nil {
+		// The store outlives the request that opens it.
+		m.store, err = t.registry.Open(context.WithoutCancel(ctx), ufs.Config{URI: uri, Options: options, Observer: t.observer})
+		if err != nil {
+			m.store = nil
+			m.users.Done()
+			return nil, nil, err
+		}
+	}
+	return m, m.users.Done, nil
+}
+
+// close retires all mounts but keeps their pages, and returns when their
+// stores are closed. Nothing can be used any more.
+func (t *mountTable) close() {
+	t.mu.Lock()
+	if !t.closed {
+		t.closed = true
+		for id, m := range t.mounts {
+			t.retiring.Go(func() { t.retire(id, m) })
+		}
+	}
+	t.mu.Unlock()
+	t.retiring.Wait()
+}

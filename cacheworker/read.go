@@ -1,0 +1,268 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+// pieceSize bounds what one read pins in the tier at a time, in bytes.
+const pieceSize = 8 << 20
+
+// corruptTries bounds how often one read fetches a page anew that turned out
+// to be damaged on the disk.
+const corruptTries = 3
+
+// Open implements blockio.Handler: it decides whether the ticket can be
+// served here.
+func (w *Worker) Open(ctx context.Context, t *block.Ticket) (blockio.File, error) {
+	if err := w.admit(ctx, t); err != nil {
+		return nil, errs.Wrap(err, "open", t.Path)
+	}
+	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID)}, nil
+}
+
+// admit checks a ticket that came from outside.
+func (w *Worker) admit(ctx context.Context, t *block.Ticket) error {
+	if err := t.Validate(); err != nil {
+		return errs.E(errs.Invalid, "", "", err)
+	}
+	if t.ExpiredAt(time.Now()) {
+		return errs.E(errs.Permission, "", "", fmt.Errorf("the ticket expired at %v", t.Expiry))
+	}
+	if w.mounts.known(t.MountID) {
+		return nil
+	}
+	// The mount may be younger than the last heartbeat.
+	known := func() bool { return w.mounts.known(t.MountID) }
+	asked := w.refresh(ctx, known)
+	switch {
+	case known():
+		return nil
+	case asked != nil:
+		return errs.E(errs.Unavailable, "", "", fmt.Errorf("under-store mount %d is not known here: %w", t.MountID, asked))
+	default:
+		return errs.E(errs.NotFound, "", "", fmt.Errorf("under-store mount %d does not exist", t.MountID))
+	}
+}
+
+// openFile is one ticket that is open on one connection.
+type openFile struct {
+	w     *Worker
+	t     *block.Ticket
+	ahead *readAhead
+}
+
+// Close implements blockio.File. Flights that it started go on.
+func (f *openFile) Close() error {
+	f.w.aheads.leave(f.t.FileID)
+	return nil
+}
+
+// Read implements blockio.File.
+func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
+	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly}
+	if req.Priority != blockio.PriorityRead {
+		r.urgent = urgentLoad
+	}
+	if req.Extent.Intersect(r.geo.Whole()) != req.Extent && !req.Extent.IsEmpty() {
+		return errs.E(errs.Invalid, "read", f.t.Path, fmt.Errorf("%v is not in the file of %d bytes", req.Extent, f.t.Length))
+	}
+	for rest := req.Extent; !rest.IsEmpty(); {
+		piece := block.Extent{Offset: rest.Offset, Length: min(rest.Length, pieceSize-rest.Offset%pieceSize)}
+		rest = block.Extent{Offset: piece.End(), Length: rest.End() - piece.End()}
+		if err := r.piece(ctx, piece, f.next(req, piece, rest)); err != nil {
+			return errs.Wrap(err, "read", f.t.Path)
+		}
+		f.w.counters.bytesServed.Add(piece.Length)
+	}
+	return nil
+}
+
+// next returns what to fetch ahead of a piece: what the same request wants
+// next, and what a sequential reader will.
+func (f *openFile) next(req blockio.ReadRequest, piece, rest block.Extent) block.Extent {
+	if req.CachedOnly || f.t.Unsettled {
+		return block.Extent{Offset: piece.End()}
+	}
+	e := f.ahead.note(piece, f.t.Length)
+	if wanted := min(rest.Length, pieceSize); wanted > 0 {
+		end := max(e.End(), rest.Offset+wanted)
+		return block.Extent{Offset: rest.Offset, Length: end - rest.Offset}
+	}
+	return e
+}
+
+// reader serves one request.
+type reader struct {
+	w          *Worker
+	t          *block.Ticket
+	geo        block.Geometry
+	to         blockio.Responder
+	urgent     urgency
+	cachedOnly bool
+	corrupt    int // damaged pages met
+}
+
+// piece serves the bytes e, and starts to fetch what is missing of ahead.
+func (r *reader) piece(ctx context.Context, e, ahead block.Extent) error {
+	if r.t.Unsettled {
+		return r.direct(ctx, e)
+	}
+	for try := 1; ; try++ {
+		n, err := r.pinned(ctx, e, ahead, try == 1)
+		if !errors.Is(err, errVanished) {
+			return err
+		}
+		e = block.Extent{Offset: e.Offset + n, Length: e.Length - n}
+		ahead = block.Extent{}
+		if try == vanishTries {
+			return r.direct(ctx, e)
+		}
+	}
+}
+
+// pinned serves e under one handle of the tier, and returns how many bytes it
+// served.
+func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) (int64, error) {
+	h, err := r.w.tier.Acquire(tier.FileOf(r.t), e)
+	if err != nil {
+		return 0, err
+	}
+	defer h.Release()
+	first, end := r.geo.PageRange(e)
+	missing := pagesIn(h.Missing())
+	if count {
+		r.w.counters.pageHits.Add(end - first - missing)
+		r.w.counters.pageMisses.Add(missing)
+	}
+	if missing > 0 && r.cachedOnly {
+		return 0, errs.NotCached
+	}
+	if missing > 0 {
+		// All at once: a miss of several requests' size is fetched in parallel.
+		if err := r.w.fetcher.start(ctx, r.t, h, first, end, r.urgent); err != nil {
+			return 0, err
+		}
+	}
+	if !ahead.IsEmpty() {
+		r.w.fetchAhead(ctx, r.t, ahead)
+	}
+	reached, err := r.walk(ctx, h, e)
+	return max(r.geo.PagesExtent(0, reached).Length-e.Offset, 0), err
+}
+
+func pagesIn(runs []block.Extent) int64 {
+	var n int64
+	for _, e := range runs {
+		n += (e.Length + block.PageSize - 1) / block.PageSize
+	}
+	return n
+}
+
+// walk answers with the bytes e in order, waiting for what is not there yet.
+// It returns the first page that it did not serve.
+func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page int64, err error) {
+	page, end := r.geo.PageRange(e)
+	for page < end {
+		run := page
+		for run < end && h.Has(run) {
+			run++
+		}
+		if run > page {
+			sent, err := r.send(h, page, run, e)
+			page += sent
+			if errors.Is(err, errs.Corrupt) && r.corrupt < corruptTries && !r.cachedOnly {
+				r.corrupt++ // the tier dropped the page: it is missing now
+				continue
+			}
+			if err != nil {
+				return page, err
+			}
+			continue
+		}
+		if r.cachedOnly {
+			return page, errs.NotCached
+		}
+		err := r.w.fetcher.ensure(ctx, r.t, h, page, end, r.urgent)
+		if _, unkept := errors.AsType[*unkeptError](err); unkept {
+			// The room may be there for what comes behind this request's size.
+			for run = page + 1; run < min(end, page+r.w.fetcher.requestPages()) && !h.Has(run); {
+				run++
+			}
+			err = r.direct(ctx, r.geo.PagesExtent(page, run).Intersect(e))
+			if err == nil {
+				page = run
+			}
+		}
+		if err != nil {
+			return page, err
+		}
+	}
+	return page, nil
+}
+
+// direct answers with the bytes e from the under-store.
+func (r *reader) direct(ctx context.Context, e block.Extent) error {
+	if r.cachedOnly {
+		return errs.NotCached
+	}
+	return r.w.fetcher.unkept(ctx, r.t, e, r.to.Write)
+}
+
+// send answers with the bytes of e in the pages [first, end), which are
+// present, and returns how many pages it sent.
+func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, error) {
+	run := r.geo.PagesExtent(first, end).Intersect(e)
+	if file, base, ok := h.Section(run.Offset, run.Length); ok {
+		if err := r.to.SendFile(file, base, run.Length); err != nil {
+			return 0, err
+		}
+		for page := first; page < end; page++ {
+			r.checksum(h, page)
+		}
+		return end - first, nil
+	}
+	// Some page was not verified since the start, which reading it does.
+	buf, ok := pageBuffers.Get().(*[block.PageSize]byte)
+	if !ok {
+		return 0, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
+	}
+	defer pageBuffers.Put(buf)
+	part := r.geo.Page(first).Intersect(e)
+	if _, err := h.ReadAt(buf[:part.Length], part.Offset); err != nil {
+		return 0, err
+	}
+	if err := r.to.Write(buf[:part.Length]); err != nil {
+		return 0, err
+	}
+	r.checksum(h, first)
+	return 1, nil
+}
+
+func (r *reader) checksum(h *tier.Handle, page int64) {
+	if crc, ok := h.PageCRC(page); ok {
+		r.to.PageCRC(page, crc)
+	}
+}
+
+// fetchAhead starts to fetch what is missing of e. What cannot be started is
+// left to the reads that come for it.
+func (w *Worker) fetchAhead(ctx context.Context, t *block.Ticket, e block.Extent) {
+	h, err := w.tier.Acquire(tier.FileOf(t), e)
+	if err != nil {
+		w.log.Debug("reading ahead", "path", t.Path, "err", err)
+		return
+	}
+	defer h.Release()
+	first, end := t.Geometry().PageRange(e)
+	if err := w.fetcher.start(ctx, t, h, first, end, urgentAhead); err != nil {
+		w.log.Debug("reading ahead", "path", t.Path, "err", err)
+	}
+}

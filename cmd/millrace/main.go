@@ -1,0 +1,18 @@
+// Command millrace is the one binary of Millrace: its daemons and the tools
+// that talk to them. Each subcommand is a file that parses, wires and calls;
+// what happens is in the packages.
+package main
+
+import (
+	"context"
+	"os"
+
+	"millrace/internal/daemon"
+)
+
+func main() {
+	ctx, stop := daemon.Signals(context.Background(), os.Exit)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}

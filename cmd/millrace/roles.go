@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace/cachemaster"
+	"millrace/cacheworker"
+	"millrace/client"
+	"millrace/fuse"
+	"millrace/internal/daemon"
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+// The names of the roles of a process in addresses.json.
+const (
+	masterRole = "master-0"
+	workerRole = "worker-0"
+	mountRole  = "mount-0"
+)
+
+// node is one process with the roles that run in it. Listeners are opened
+// first, all of them, so that a port in use is told before anything starts;
+// then the roles are made; then they are started one after the other.
+type node struct {
+	log       *slog.Logger
+	settings  *Settings
+	addresses daemon.Addresses
+	group     *daemon.Group
+	closers   []func() error // in the order of opening; closed in the reverse
+}
+
+func newNode(s *Settings, log *slog.Logger) *node {
+	return &node{log: log, settings: s, addresses: daemon.Addresses{}, group: daemon.NewGroup(log)}
+}
+
+// listen opens a listener of a role and enters its address.
+func (n *node) listen(ctx context.Context, role, name string, e daemon.Endpoint) (net.Listener, error) {
+	l, err := daemon.Listen(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	// The role closes its listener too, which makes this a second time.
+	n.closers = append(n.closers, func() error {
+		if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	n.addresses.Set(role, name, l.Addr().String())
+	return l, nil
+}
+
+// lock makes a data directory and takes its lock.
+func (n *node) lock(dir, setting string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return errs.Wrap(err, "make data directory", dir)
+	}
+	l, err := daemon.LockDir(dir, setting)
+	if err != nil {
+		return err
+	}
+	n.closers = append(n.closers, l.Close)
+	return nil
+}
+
+// close gives back what was opened, after the group has ended.
+func (n *node) close() error {
+	var list []error
+	for _, v := range slices.Backward(n.closers) {
+		list = append(list, v())
+	}
+	n.closers = nil
+	return errors.Join(list...)
+}
+
+// fail ends a start that went wrong: it stops what has been started, and
+// returns the reason, or what stopped the group before it.
+func (n *node) fail(ctx context.Context, err error) error {
+	bound, release := n.group.Bound(ctx)
+	defer release()
+	if bound.Err() == nil {
+		n.group.Fail(err)
+	}
+	return errors.Join(context.Cause(ctx), n.finish(ctx)) // the cause is a signal, if one came
+}
+
+// finish waits for the end and gives everything back.
+func (n *node) finish(ctx context.Context) error { return errors.Join(n.group.Wait(ctx), n.close()) }
+
+// startOps starts the operations server of a role.
+func (n *node) startOps(ctx context.Context, role string, l net.Listener, reg *prometheus.Registry, ready func() error) {
+	ops := daemon.NewOpsServer(l, reg, ready, n.log)
+	n.group.Start(ctx, role+" HTTP", ops.Run)
+}
+
+// waitReady asks a role until it is ready, ctx ends, or a role has ended.
+func (n *node) waitReady(ctx context.Context, what string, ready func() error) error {
+	ctx, release := n.group.Bound(ctx)
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	tick := time.NewTicker(pollInterval / 2)
+	defer tick.Stop()
+	for {
+		err := ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errs.E(errs.Timeout, "start", what, err)
+		}
+	}
+}
+
+// startLimit is how long a role may take to be ready in `up`, recovery of a
+// large cache included.
+const startLimit = 2 * time.Minute
+
+// masterListeners are the sockets of a master.
+type masterListeners struct{ grpc, raft, http net.Listener }
+
+func (n *node) listenMaster(ctx context.Context) (l masterListeners, err error) {
+	c := &n.settings.Master
+	for _, x := range []struct {
+		to                     *net.Listener
+		name, what, addr, flag string
+		setting                string
+	}{
+		{&l.grpc, "grpc", "the master's gRPC", c.Listen, "--master-port", "master.listen"},
+		{&l.raft, "raft", "the master's Raft", c.RaftListen, "--raft-port", "master.raft_listen"},
+		{&l.http, "http", "the master's HTTP", c.HTTPListen, "--master-http-port", "master.http_listen"},
+	} {
+		if *x.to, err = n.listen(ctx, masterRole, x.name, tcp(x.what, x.addr, x.flag, x.setting)); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+func tcp(what, addr, flag, key string) daemon.Endpoint {
+	return daemon.Endpoint{What: what, Network: "tcp", Address: addr, Setting: flag + " or " + key}
+}
+
+// startMaster makes the master and starts it.
+func (n *node) startMaster(ctx context.Context, l masterListeners) (*cachemaster.Master, error) {
+	if err := os.MkdirAll(n.settings.Master.DataDir, 0o700); err != nil {
+		return nil, errs.Wrap(err, "make data directory", n.settings.Master.DataDir)
+	}
+	reg := daemon.NewRegistry()
+	m, err := cachemaster.New(n.settings.Master.Config, cachemaster.Deps{
+		UFS: underStores(), GRPC: l.grpc, Raft: l.raft, HTTPAddr: l.http.Addr().String(), DataDir: n.settings.Master.DataDir,
+	}, n.log.With("role", "master"), reg)
+	if err != nil {
+		return nil, err
+	}
+	n.startOps(ctx, "master", l.http, reg, m.Ready)
+	n.group.Start(ctx, "master", m.Run)
+	return m, nil
+}
+
+// workerListeners are the sockets of a worker.
+type workerListeners struct{ grpc, data, http, unix net.Listener }
+
+func (n *node) listenWorker(ctx context.Context) (l workerListeners, err error) {
+	c := &n.settings.Worker
+	for _, x := range []struct {
+		to                     *net.Listener
+		name, what, addr, flag string
+		setting                string
+	}{
+		{&l.grpc, "grpc", "the worker's gRPC", c.Listen, "--worker-port", "worker.listen"},
+		{&l.data, "data", "the worker's data plane", c.DataListen, "--data-port", "worker.data_listen"},
+		{&l.http, "http", "the worker's HTTP", c.HTTPListen, "--worker-http-port", "worker.http_listen"},
+	} {
+		if *x.to, err = n.listen(ctx, workerRole, x.name, tcp(x.what, x.addr, x.flag, x.setting)); err != nil {
+			return l, err
+		}
+	}
+	socket := c.UnixSocket
+	if socket == "" {
+		if socket, err = daemon.SocketPath(c.DataDir, "worker.sock"); err != nil {
+			return l, err
+		}
+	}
+	l.unix, err = n.listen(ctx, workerRole, "unix", daemon.Endpoint{
+		What: "the worker's data plane", Network: "unix", Address: socket, Setting: "worker.unix_socket",
+	})
+	return l, err
+}
+
+// startWorker opens the cache directory, makes the worker and starts both.
+func (n *node) startWorker(ctx context.Context, l workerListeners, masters []string) (*cacheworker.Worker, error) {
+	c := &n.settings.Worker
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return nil, errs.Wrap(err, "make data directory", c.DataDir)
+	}
+	id, err := cacheworker.LoadIdentity(c.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	boot, err := cacheworker.BootID()
+	if err != nil {
+		return nil, err
+	}
+	reg := daemon.NewRegistry()
+	log := n.log.With("role", "worker")
+	// The store tells the worker, which is made with the store.
+	var worker atomic.Pointer[cacheworker.Worker]
+	store, err := tier.Open(c.Tiers[0], tier.Options{
+		ClusterID: id.ClusterID,
+		OnChange: func(b tier.BlockState) {
+			if w := worker.Load(); w != nil {
+				w.OnBlockChange(b)
+			}
+		},
+	}, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	n.closers = append(n.closers, store.Close)
+	w, err := cacheworker.New(c.Config, cacheworker.Deps{
+		Store: store, UFS: underStores(), Masters: masters, GRPC: l.grpc, Data: l.data, Unix: l.unix,
+		HTTPAddr: l.http.Addr().String(), DataDir: c.DataDir, BootID: boot,
+	}, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	worker.Store(w)
+	n.group.Start(ctx, "cache directory", store.Run)
+	n.startOps(ctx, "worker", l.http, reg, w.Ready)
+	n.group.Start(ctx, "worker", w.Run)
+	return w, nil
+}
+
+// mountSpec is what a FUSE mount is made of.
+type mountSpec struct {
+	point, root string
+	masters     []string
+	http        net.Listener
+}
+
+// startMount starts the client of a mount and the mount itself, and waits
+// until it is mounted.
+func (n *node) startMount(ctx context.Context, spec mountSpec) error {
+	reg := daemon.NewRegistry()
+	log := n.log.With("role", "mount")
+	c, err := client.Dial(ctx, n.settings.clientConfig(spec.masters), log, reg)
+	if err != nil {
+		return err
+	}
+	n.group.Start(ctx, "mount's client", func(ctx context.Context) error {
+		<-ctx.Done()
+		return c.Close()
+	})
+	cfg := n.settings.FUSE.Config
+	cfg.Masters = spec.masters
+	m, err := fuse.New(cfg, spec.point, spec.root, fuse.ClientOf(c), log, reg)
+	if err != nil {
+		return err
+	}
+	n.startOps(ctx, "mount", spec.http, reg, func() error {
+		select {
+		case <-m.Ready():
+			return nil
+		default:
+			return errors.New("not mounted yet")
+		}
+	})
+	n.group.Start(ctx, "FUSE", func(ctx context.Context) error {
+		err := m.Run(ctx)
+		if err == nil && ctx.Err() == nil {
+			n.log.InfoContext(ctx, "somebody unmounted, which ends the process", "mount_point", spec.point)
+			return daemon.ErrDone
+		}
+		return err
+	})
+	bound, release := n.group.Bound(ctx)
+	defer release()
+	select {
+	case <-m.Ready():
+		return nil
+	case <-bound.Done():
+		return fmt.Errorf("mount %s: %w", spec.point, context.Cause(bound))
+	}
+}
+
+// makeMountPoint makes a mount point that does not exist, and returns what
+// takes it away again.
+func makeMountPoint(point string) (remove func() error, err error) {
+	if err := os.Mkdir(point, 0o755); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return func() error { return nil }, nil
+		}
+		return nil, errs.Wrap(err, "make mount point", point)
+	}
+	return func() error { return os.Remove(point) }, nil
+}
+
+// absolute returns an absolute path for what the user called a directory.
+func absolute(path string) (string, error) {
+	path, err := expandHome(path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(path)
+}

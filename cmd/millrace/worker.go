@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+func (a *app) workerCommand() *cobra.Command {
+	bind := bindings{
+		"data-dir": "worker.data_dir", "listen": "worker.listen", "data-listen": "worker.data_listen",
+		"http-listen": "worker.http_listen", "unix-socket": "worker.unix_socket",
+	}
+	var caches []string
+	c := &cobra.Command{
+		Use:   "worker",
+		Short: "Run a worker in the foreground",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, _, err := a.settings(cmd, bind)
+			if err != nil {
+				return err
+			}
+			if s.Worker.Tiers, err = cacheTiers(caches, s.Worker.Tiers); err != nil {
+				return err
+			}
+			return runWorker(cmd.Context(), newNode(s, a.logger(s)))
+		},
+	}
+	f := c.Flags()
+	f.String("data-dir", "", "`DIR` of the worker's identity")
+	f.StringArrayVar(&caches, "cache", nil, "cache directory, `DIR:SIZE[:ssd|hdd]`")
+	f.String("listen", "", "`HOST:PORT` of gRPC")
+	f.String("data-listen", "", "`HOST:PORT` of the data plane")
+	f.String("http-listen", "", "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
+	f.String("unix-socket", "", "`PATH` of the data plane's socket for this host")
+	return c
+}
+
+// cacheTiers returns the cache directories that the flags name, or those of
+// the configuration.
+func cacheTiers(flags []string, configured []tier.Config) ([]tier.Config, error) {
+	if len(flags) == 0 {
+		return configured, nil
+	}
+	if len(flags) > 1 {
+		return nil, usagef("--cache: %d directories are given, this release takes one", len(flags))
+	}
+	t, err := parseCache(flags[0])
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return []tier.Config{t}, nil
+}
+
+func runWorker(ctx context.Context, n *node) error {
+	if len(n.settings.Worker.Tiers) == 0 {
+		return n.fail(ctx, errs.E(errs.Invalid, "start", "worker", errors.New("there is no cache directory")).
+			WithHint("give one with --cache DIR:SIZE or [[worker.tier]]"))
+	}
+	dir := n.settings.Worker.DataDir
+	if err := n.lock(dir, "--data-dir or worker.data_dir"); err != nil {
+		return n.fail(ctx, err)
+	}
+	l, err := n.listenWorker(ctx)
+	if err != nil {
+		return n.fail(ctx, err)
+	}
+	if _, err := n.startWorker(ctx, l, n.settings.Cluster.Masters); err != nil {
+		return n.fail(ctx, err)
+	}
+	if err := n.addresses.Write(dir); err != nil {
+		return n.fail(ctx, err)
+	}
+	return n.finish(ctx)
+}

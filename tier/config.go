@@ -1,0 +1,166 @@
+package tier
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"millrace/block"
+	"millrace/internal/size"
+	"millrace/internal/vfs"
+)
+
+// Medium is what a cache directory lies on.
+type Medium string
+
+// The media, fastest first.
+const (
+	Memory Medium = "memory" // tmpfs
+	SSD    Medium = "ssd"
+	HDD    Medium = "hdd"
+)
+
+// Config is one cache directory.
+type Config struct {
+	// Dir is the directory that holds the cache; absolute. It is created if
+	// it is missing, and must be empty or a cache directory of this cluster.
+	Dir string `toml:"dir"`
+	// Medium is what the directory lies on: "memory", "ssd" or "hdd".
+	Medium Medium `toml:"medium"`
+	// Capacity is how many bytes of the file system the cache may take, its
+	// index and directories included; at least 4 MiB.
+	Capacity size.Bytes `toml:"capacity"`
+	// FreeShare is the share of the file system that stays free whatever
+	// Capacity says, so that others on it go on working; 0 to 0.9.
+	FreeShare float64 `toml:"free_share"`
+	// OpenFiles is how many descriptors of backing files are kept open for
+	// the next read; those in use come on top. 1 to 1,000,000.
+	OpenFiles int `toml:"open_files"`
+}
+
+const (
+	minCapacity  = 4 << 20
+	maxFreeShare = 0.9
+	maxOpenFiles = 1_000_000
+)
+
+// DefaultConfig returns the defaults: 10 % of the file system stays free and
+// 1,024 descriptors are kept. Dir and Capacity have none.
+func DefaultConfig() Config {
+	return Config{Medium: SSD, FreeShare: 0.10, OpenFiles: 1024}
+}
+
+// Validate reports every field that is out of range.
+func (c Config) Validate() error {
+	var problems []error
+	add := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if !filepath.IsAbs(c.Dir) {
+		add("dir: %q is not an absolute path", c.Dir)
+	}
+	if c.Medium != Memory && c.Medium != SSD && c.Medium != HDD {
+		add("medium: %q is not one of memory, ssd, hdd", c.Medium)
+	}
+	if c.Capacity < minCapacity {
+		add("capacity: %d bytes is less than %d", c.Capacity, minCapacity)
+	}
+	if !(c.FreeShare >= 0 && c.FreeShare <= maxFreeShare) { // a NaN is out of range too
+		add("free_share: %v is out of range [0, %v]", c.FreeShare, maxFreeShare)
+	}
+	if c.OpenFiles < 1 || c.OpenFiles > maxOpenFiles {
+		add("open_files: %d is out of range [1, %d]", c.OpenFiles, maxOpenFiles)
+	}
+	return errors.Join(problems...)
+}
+
+// Options is what a Store needs from its surroundings. All fields may be left
+// zero.
+type Options struct {
+	// FS is the file system below the store; nil is the machine's own.
+	FS vfs.FS
+	// ClusterID is the cluster that the cached bytes belong to. A directory
+	// of another cluster is refused; one that has none yet is bound to this
+	// one. Empty accepts any directory and binds none.
+	ClusterID string
+	// OnChange is told each block whose cached bytes changed, by fills,
+	// evictions, drops and failed checks. Calls for one file come one after
+	// the other and the last one tells the state that holds; a state may be
+	// told twice. It must be fast, and may call Store.Cached, Usage and
+	// Blocks, but nothing that fills or drops. It is not called by Open.
+	OnChange func(BlockState)
+	// BootID is this boot of the machine; the zero value reads the kernel's.
+	BootID [16]byte
+}
+
+// File is one version of one file, as its ticket has it.
+type File struct {
+	ID                block.FileID
+	MountID           uint64 // under-store mount
+	Path, Tag         string
+	Length, BlockSize int64 // in bytes
+}
+
+// FileOf returns the file that a ticket grants.
+func FileOf(t *block.Ticket) File {
+	return File{
+		ID: t.FileID, MountID: t.MountID, Path: t.Path, Tag: t.Tag,
+		Length: t.Length, BlockSize: t.BlockSize,
+	}
+}
+
+// Geometry returns the file's division into blocks and pages.
+func (f File) Geometry() block.Geometry {
+	return block.Geometry{Length: f.Length, BlockSize: f.BlockSize}
+}
+
+func (f File) validate() error {
+	if err := f.Geometry().Validate(); err != nil {
+		return err
+	}
+	switch {
+	case f.ID.IsZero():
+		return errors.New("file has no ID")
+	case len(f.Path) > block.MaxPathLength:
+		return fmt.Errorf("path has %d bytes, at most %d are allowed", len(f.Path), block.MaxPathLength)
+	case len(f.Tag) > block.MaxTagLength:
+		return fmt.Errorf("version tag has %d bytes, at most %d are allowed", len(f.Tag), block.MaxTagLength)
+	}
+	return nil
+}
+
+// BlockState is what a store holds of one block.
+type BlockState struct {
+	File        block.FileID
+	Index       uint32
+	CachedBytes int64
+	Whole       bool // every page of the block is there
+}
+
+// DirStatus is the state of one cache directory.
+type DirStatus struct {
+	Medium   Medium
+	Dir      string
+	Capacity int64 // bytes that it may take
+	Used     int64 // bytes charged: pages, index, directories, reservations and Held
+	Held     int64 // bytes of files that are out of the cache but not yet proven free
+	State    string
+}
+
+// The states of a directory.
+const (
+	StateOK     = "ok"
+	StateFailed = "failed" // reads go on, nothing is kept any more
+	StateClosed = "closed"
+)
+
+// Stats counts what a store did since it was opened.
+type Stats struct {
+	FilledPages    int64
+	FilledBytes    int64
+	EvictedBytes   int64 // cached bytes given up for others
+	EvictedFiles   int64
+	ChecksumErrors int64 // pages that did not match their checksum, or could not be read
+	NoSpace        int64 // reservations refused
+	IOErrors       int64 // failed operations on the disk
+	CachedBytes    int64 // now
+	CachedFiles    int64 // now
+}

@@ -1,0 +1,319 @@
+package tier
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"millrace/block"
+	"millrace/internal/errs"
+	"millrace/internal/vfs"
+)
+
+// Names in a cache directory.
+const (
+	formatFile = "format"
+	lockFile   = "lock"
+	dataDir    = "data"
+	heldDir    = "held"
+	indexDir   = "index"
+)
+
+// baseCharge is what the directory itself takes, in blocks: four directories,
+// format, lock, and some to spare for a held/ of a few hundred names.
+const baseCharge = 16
+
+// dir is one cache directory: its files, its index, its ledger, its policy.
+type dir struct {
+	cfg   Config
+	fs    vfs.FS
+	log   *slog.Logger
+	store *Store
+	num   uint8 // in Store.dirs
+
+	root  string
+	block int64 // of the file system, in bytes
+	lock  vfs.File
+
+	canPunch bool // parts above wholeLimit are evicted by block
+	canLease atomic.Bool
+
+	ledger ledger
+	queue  policy
+	files  fileCache
+	leaves leaves
+	fills  fillLocks
+
+	// gate keeps the log's order and the memory's apart from a rotation:
+	// whoever appends a record holds it shared until the memory says the same.
+	gate   sync.RWMutex
+	index  indexLog
+	serial atomic.Uint64
+
+	roomMu   sync.Mutex // one goroutine evicts at a time
+	upkeepMu sync.Mutex // checkpoint, compaction, close
+
+	indexMu    sync.Mutex
+	indexFiles map[string]int64 // bytes charged for each file of index/
+	snapshot   int64            // bytes of the last snapshot
+
+	unsynced atomic.Int64 // bytes written since the last checkpoint
+	ioErrors atomic.Int64
+	warned   atomic.Bool // the first of a run of disk errors was logged
+
+	heldMu     sync.Mutex
+	held       []heldFile
+	superseded []*part // older versions, first victims; may be dead by now
+	heldNames  atomic.Uint64
+}
+
+type heldFile struct {
+	name  string
+	bytes int64
+}
+
+// formatInfo is the content of the format file.
+type formatInfo struct {
+	Format    int    `json:"format"`
+	ClusterID string `json:"cluster_id"`
+}
+
+// openDir locks the directory, checks what it is and makes what is missing.
+func openDir(cfg Config, opts Options, s *Store, log *slog.Logger) (_ *dir, err error) {
+	d := &dir{
+		cfg: cfg, fs: opts.FS, store: s, root: filepath.Clean(cfg.Dir), queue: &sieve{},
+		log:        log.With(slog.String("dir", cfg.Dir)),
+		files:      fileCache{limit: cfg.OpenFiles},
+		indexFiles: map[string]int64{},
+		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
+	}
+	if err := d.fs.MkdirAll(d.root, 0o700); err != nil {
+		return nil, fmt.Errorf("make cache directory: %w", err)
+	}
+	if err := d.checkOurs(); err != nil {
+		return nil, err
+	}
+	if err := d.takeLock(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.lock.Close())
+		}
+	}()
+	if err := d.checkFormat(opts.ClusterID); err != nil {
+		return nil, err
+	}
+	for _, sub := range []string{dataDir, heldDir, indexDir} {
+		if err := d.fs.MkdirAll(filepath.Join(d.root, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("make cache directory: %w", err)
+		}
+	}
+	room, err := d.fs.Statfs(d.root)
+	if err != nil {
+		return nil, err
+	}
+	d.block = max(room.BlockSize, 512)
+	d.leaves.block = d.block
+	d.index = indexLog{
+		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: opts.BootID,
+		chunk: roundUp(min(max(int64(cfg.Capacity)/256, 64<<10), 4<<20), d.block),
+	}
+	return d, d.probe()
+}
+
+// checkOurs refuses a directory that holds other things than a cache.
+func (d *dir) checkOurs() error {
+	entries, err := d.fs.ReadDir(d.root)
+	if err != nil {
+		return fmt.Errorf("read cache directory: %w", err)
+	}
+	var other string
+	for _, e := range entries {
+		switch e.Name() {
+		case formatFile:
+			return nil
+		case lockFile, "lost+found", formatFile + tempSuffix:
+		default:
+			other = e.Name()
+		}
+	}
+	if other == "" {
+		return nil
+	}
+	return errs.E(errs.Invalid, "open cache directory", d.root,
+		fmt.Errorf("it is not a cache directory and not empty: it holds %q", other)).
+		WithHint("name an empty directory")
+}
+
+func (d *dir) takeLock() error {
+	name := filepath.Join(d.root, lockFile)
+	f, err := d.fs.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("open cache directory's lock: %w", err)
+	}
+	if err := f.Lock(); err != nil {
+		holder := "another process"
+		pid, readErr := vfs.ReadFile(d.fs, name, 32)
+		if n, atoiErr := strconv.Atoi(strings.TrimSpace(string(pid))); readErr == nil && atoiErr == nil && n > 0 {
+			holder = fmt.Sprintf("process %d", n)
+		}
+		closeErr := f.Close()
+		if errors.Is(err, vfs.ErrLocked) {
+			return errs.E(errs.Busy, "open cache directory", d.root, fmt.Errorf("it is in use by %s", holder))
+		}
+		return errors.Join(fmt.Errorf("lock cache directory: %w", err), closeErr)
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	if err != nil { // on a full disk the lock holds without a name in it
+		d.ioError("write lock file", err)
+	}
+	d.lock = f
+	return nil
+}
+
+func (d *dir) checkFormat(clusterID string) error {
+	name := filepath.Join(d.root, formatFile)
+	data, err := vfs.ReadFile(d.fs, name, 4<<10)
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.writeFormat(clusterID)
+	}
+	if err != nil {
+		return fmt.Errorf("read cache directory's format: %w", err)
+	}
+	var have formatInfo
+	if err := json.Unmarshal(data, &have); err != nil {
+		return errs.E(errs.Invalid, "open cache directory", name, err)
+	}
+	switch {
+	case have.Format != formatVersion:
+		return errs.E(errs.Invalid, "open cache directory", d.root,
+			fmt.Errorf("it has format %d, this release reads format %d", have.Format, formatVersion)).
+			WithHint("use the release that wrote it, or another directory")
+	case clusterID == "" || have.ClusterID == clusterID:
+		return nil
+	case have.ClusterID == "":
+		return d.writeFormat(clusterID)
+	}
+	return errs.E(errs.Invalid, "open cache directory", d.root,
+		fmt.Errorf("it belongs to cluster %s, this one is %s", have.ClusterID, clusterID)).
+		WithHint("name another directory, or remove this one's content")
+}
+
+func (d *dir) writeFormat(clusterID string) error {
+	data, err := json.Marshal(formatInfo{Format: formatVersion, ClusterID: clusterID})
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(d.root, formatFile)
+	if err := vfs.WriteFileAtomic(d.fs, d.root, name+tempSuffix, name, append(data, '\n')); err != nil {
+		return fmt.Errorf("write cache directory's format: %w", err)
+	}
+	return nil
+}
+
+// probe finds out what the file system can do.
+func (d *dir) probe() (err error) {
+	name := filepath.Join(d.root, indexDir, "probe"+tempSuffix)
+	f, err := d.fs.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("probe cache directory: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close(), d.fs.Remove(name)) }()
+	d.canLease.Store(!errors.Is(f.Lease(), errors.ErrUnsupported))
+	punch := f.PunchHole(0, d.block)
+	d.canPunch = punch == nil
+	if punch != nil {
+		d.log.Info("file system cannot punch holes: large files are evicted as a whole", slog.Any("error", punch))
+	}
+	return nil
+}
+
+// refreshLimits asks the file system how much of it may be taken now.
+func (d *dir) refreshLimits() {
+	room, err := d.fs.Statfs(d.root)
+	if err != nil {
+		d.ioError("statfs", err)
+		return
+	}
+	st := d.ledger.state()
+	keep := int64(float64(room.Total) * d.cfg.FreeShare)
+	limit := min(int64(d.cfg.Capacity), st.used-st.reserved+room.Free-keep)
+	inodes := int64(1 << 62)
+	if room.TotalInodes > 0 {
+		inodes = st.inodes + room.FreeInodes - int64(float64(room.TotalInodes)*d.cfg.FreeShare)
+	}
+	d.ledger.setLimit(limit, inodes)
+}
+
+// ioError counts a failed operation of the disk that no caller is told of.
+// The first since the last success of a checkpoint is logged.
+func (d *dir) ioError(doing string, err error) {
+	d.ioErrors.Add(1)
+	if !d.warned.Swap(true) {
+		d.log.Warn("cache directory fails", slog.String("doing", doing), slog.Any("error", err))
+	}
+}
+
+// wrap gives an error of the disk its kind and counts it.
+func (d *dir) wrap(op string, p *part, err error) error {
+	d.ioErrors.Add(1)
+	k := errs.KindOf(err)
+	switch {
+	case isNoSpace(err):
+		k = errs.NoSpace
+	case k == errs.Unknown || k == errs.NotFound:
+		k = errs.Unavailable
+	}
+	return errs.E(k, op, p.path(), err)
+}
+
+// pageCost is what a page takes on the disk.
+func (d *dir) pageCost(g block.Geometry, page int64) int64 {
+	return roundUp(g.Page(page).Length, d.block)
+}
+
+// overhead is what a unit takes beside its pages: room for the extents of a
+// file that is written in any order.
+func (d *dir) overhead(u *unit) int64 {
+	first, end := u.unitPages()
+	if end-first <= 4 {
+		return 0
+	}
+	return (end - first + 127) / 128 * d.block
+}
+
+// charge is what a unit takes on the disk.
+func (d *dir) charge(u *unit) int64 {
+	n := roundUp(u.cachedBytes(), d.block)
+	if u.state.Load()&unitCharged != 0 {
+		n += d.overhead(u)
+	}
+	return n
+}
+
+func (d *dir) status() DirStatus {
+	st := d.ledger.state()
+	state := StateOK
+	switch {
+	case d.store.closed.Load():
+		state = StateClosed
+	case d.index.failure() != nil:
+		state = StateFailed
+	}
+	return DirStatus{
+		Medium: d.cfg.Medium, Dir: d.root, Capacity: int64(d.cfg.Capacity),
+		Used: st.used, Held: st.held, State: state,
+	}
+}

@@ -1,0 +1,481 @@
+package tier
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"millrace/internal/errs"
+	"millrace/internal/vfs"
+)
+
+// maxRefused bounds how many victims one reservation asks the kernel about in
+// vain before it gives up.
+const maxRefused = 64
+
+// makeRoom charges bytes and inodes, and evicts until they fit. The error is
+// of kind NoSpace if they cannot.
+func (d *dir) makeRoom(bytes, inodes int64) error {
+	if err := d.ensureLog(); err != nil {
+		return err
+	}
+	return d.reserve(bytes, inodes)
+}
+
+func (d *dir) reserve(bytes, inodes int64) error {
+	if d.ledger.reserve(bytes, inodes) {
+		return nil
+	}
+	d.roomMu.Lock()
+	defer d.roomMu.Unlock()
+	if st := d.ledger.state(); bytes > st.limit-st.reserved {
+		return fmt.Errorf("%w: %d bytes are asked for, %d may be taken in all", errs.NoSpace, bytes, st.limit)
+	}
+	d.sweepHeld()
+	for refused := 0; !d.ledger.reserve(bytes, inodes); {
+		if err := d.index.failure(); err != nil {
+			return err
+		}
+		done, any := d.evictNext()
+		if !any {
+			return fmt.Errorf("%w: all that is cached is in use", errs.NoSpace)
+		}
+		if !done {
+			if refused++; refused > maxRefused {
+				return fmt.Errorf("%w: others have the files open", errs.NoSpace)
+			}
+		}
+	}
+	return nil
+}
+
+// evictNext gives up one victim. any is false if there is none.
+func (d *dir) evictNext() (done, any bool) {
+	if p := d.nextSuperseded(); p != nil {
+		n := d.detach(p, true)
+		if n > 0 {
+			d.store.stats.evictedFiles.Add(1)
+			d.store.stats.evictedBytes.Add(n - 1)
+		}
+		return n > 0, true
+	}
+	u := d.queue.victim()
+	if u == nil {
+		return false, false
+	}
+	return d.evict(u), true
+}
+
+// nextSuperseded takes the next older version that nobody uses off the list.
+// Only the goroutine that evicts calls it.
+func (d *dir) nextSuperseded() (idle *part) {
+	d.heldMu.Lock()
+	list := d.superseded
+	d.superseded = nil
+	d.heldMu.Unlock()
+	if len(list) == 0 {
+		return nil
+	}
+	kept := list[:0]
+	for i, p := range list {
+		p.mu.Lock()
+		dead, used := p.has(partDead), p.refs > 0
+		p.mu.Unlock()
+		if !dead && !used {
+			idle = p
+			kept = append(kept, list[i+1:]...)
+			break
+		}
+		if !dead {
+			kept = append(kept, p)
+		}
+	}
+	d.heldMu.Lock()
+	d.superseded = append(kept, d.superseded...)
+	d.heldMu.Unlock()
+	return idle
+}
+
+// evict gives up a unit, if nobody uses it and the kernel proves that nobody
+// else has the file. It reports whether room was won.
+func (d *dir) evict(u *unit) bool {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	p := u.part
+	p.mu.Lock()
+	if p.has(partDead) || u.pins.Load() > 0 || u.state.Load()&unitQueued == 0 {
+		p.mu.Unlock()
+		return true // somebody else was here; try the next
+	}
+	var changed []uint32
+	var freed int64
+	if p.has(partByBlock) {
+		changed = []uint32{u.index}
+		freed = d.evictBlock(p, u)
+		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() {
+			d.evictWhole(p)
+		}
+	} else {
+		changed = p.changedBlocks()
+		freed = d.evictWhole(p)
+	}
+	id := p.id
+	p.mu.Unlock()
+	if freed < 0 {
+		return false
+	}
+	d.store.stats.evictedBytes.Add(freed)
+	d.store.notify(id, changed)
+	return true
+}
+
+// prove takes the lease that shows that nobody else has the backing file.
+// nil is the proof; where the file system has no leases nothing is ever given
+// out, and the part's lock is the proof.
+func (d *dir) prove(f vfs.File) error {
+	if !d.canLease.Load() {
+		return nil
+	}
+	err := f.Lease()
+	if errors.Is(err, errors.ErrUnsupported) {
+		d.canLease.Store(false)
+		return nil
+	}
+	return err
+}
+
+func (d *dir) unprove(f vfs.File) {
+	if !d.canLease.Load() {
+		return
+	}
+	if err := f.Unlease(); err != nil {
+		d.ioError("end lease", err)
+	}
+}
+
+// evictWhole removes a part that nobody uses: the proof, the index, the file.
+// It returns the cached bytes given up, or -1. gate and p.mu are held.
+func (d *dir) evictWhole(p *part) int64 {
+	f, err := d.openPart(p)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.ioError("open victim", err)
+		return -1
+	}
+	if f != nil {
+		if err := d.prove(f); err != nil {
+			return -1
+		}
+	}
+	if err := d.logDropPart(p); err != nil {
+		if f != nil {
+			d.unprove(f)
+		}
+		d.ioError("evict", err)
+		return -1
+	}
+	bytes, charge := p.cachedBytes(), d.partCharge(p)
+	if f != nil {
+		err = d.fs.Remove(d.partName(p.id))
+	}
+	d.letGo(p) // closing ends the lease
+	d.forget(p)
+	if f == nil || err == nil {
+		p.flags &^= partCreated
+	}
+	switch {
+	case f == nil || err == nil:
+		d.leaves.grow(leafOf(p.id), -1)
+		d.ledger.free(charge, 1)
+	default:
+		d.ioError("remove victim", err)
+		d.ledger.hold(charge)
+		d.moveToHeld(p)
+		d.finishHeld(p)
+	}
+	d.store.stats.evictedFiles.Add(1)
+	return bytes
+}
+
+// evictBlock punches a block of a large part. It returns the cached bytes
+// given up, or -1. gate and p.mu are held.
+func (d *dir) evictBlock(p *part, u *unit) int64 {
+	f, err := d.openPart(p)
+	if err != nil {
+		d.ioError("open victim", err)
+		if errors.Is(err, fs.ErrNotExist) {
+			return d.evictWhole(p)
+		}
+		return -1
+	}
+	if err := d.prove(f); err != nil {
+		return -1
+	}
+	defer d.unprove(f)
+	first, end := u.unitPages()
+	if err := d.logDropPages(u, first, end); err != nil {
+		d.ioError("evict", err)
+		return -1
+	}
+	bytes, charge := u.cachedBytes(), d.charge(u)
+	d.queue.remove(u)
+	delete(p.set.blocks, u.index)
+	d.store.cachedBytes.Add(-bytes)
+	e := p.geometry().PagesExtent(first, end)
+	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
+		d.ioError("punch victim", err) // its room stays charged until the next start
+		return bytes
+	}
+	d.ledger.free(charge, 0)
+	return bytes
+}
+
+// detach takes a part out of the store at once: index, then held/; the file
+// goes when the kernel proves that nobody has it. Handles go on reading what
+// is there. It returns 1 + the cached bytes, or 0 if the part was gone or in
+// use where only idle ones are wanted.
+func (d *dir) detach(p *part, onlyIdle bool) int64 {
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	p.mu.Lock()
+	if p.has(partDead) || onlyIdle && p.refs > 0 {
+		p.mu.Unlock()
+		return 0
+	}
+	bytes, err := d.detachLocked(p)
+	changed := p.changedBlocks()
+	p.mu.Unlock()
+	if err != nil {
+		d.ioError("drop", err)
+		return 0
+	}
+	d.store.notify(p.id, changed)
+	return 1 + bytes
+}
+
+func (d *dir) detachLocked(p *part) (int64, error) {
+	gone := false
+	if p.refs > 0 && p.has(partCreated) {
+		f, err := d.openPart(p) // by its name, while it has one
+		switch {
+		case err == nil:
+			f.refs++ // kept for the handles; ended by finishHeld
+		case errors.Is(err, fs.ErrNotExist):
+			gone = true
+		default:
+			return 0, err
+		}
+	}
+	if err := d.logDropPart(p); err != nil {
+		if p.refs > 0 && p.file != nil {
+			p.file.refs--
+		}
+		return 0, err
+	}
+	bytes, charge := p.cachedBytes(), d.partCharge(p)
+	d.forget(p)
+	if !p.has(partCreated) {
+		return bytes, nil
+	}
+	if gone {
+		p.flags &^= partCreated
+		d.leaves.grow(leafOf(p.id), -1)
+		d.ledger.free(charge, 1)
+		return bytes, nil
+	}
+	d.leaves.grow(leafOf(p.id), -1)
+	d.ledger.hold(charge)
+	d.moveToHeld(p)
+	if p.refs == 0 {
+		d.finishHeld(p)
+	}
+	return bytes, nil
+}
+
+// finishHeld removes the file of a part that is out of the store and that no
+// handle uses any more. p.mu is held.
+func (d *dir) finishHeld(p *part) {
+	if p.file != nil {
+		p.file.refs = 0
+	}
+	d.letGo(p)
+	if !p.has(partCreated) {
+		return
+	}
+	h := heldFile{d.heldName(p), d.partCharge(p)}
+	if !d.removeHeld(h) {
+		d.heldMu.Lock()
+		d.held = append(d.held, h)
+		d.heldMu.Unlock()
+	}
+	p.flags &^= partCreated
+}
+
+// moveToHeld takes the name of a forgotten part away, so that the same file
+// can be cached anew. Where that fails the file stays charged, and the next
+// start finds it.
+func (d *dir) moveToHeld(p *part) {
+	if err := d.fs.Rename(d.partName(p.id), d.heldName(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.ioError("hold dropped file", err)
+		p.flags &^= partCreated
+	}
+}
+
+func (d *dir) heldName(p *part) string {
+	return filepath.Join(d.root, heldDir, fmt.Sprintf("%s-%x", p.id, p.serial))
+}
+
+// removeHeld unlinks a held file if the kernel proves that nobody has it.
+func (d *dir) removeHeld(h heldFile) bool {
+	f, err := d.fs.OpenFile(h.name, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		d.ledger.hold(-h.bytes)
+		d.ledger.free(h.bytes, 1)
+		return true
+	}
+	if err != nil {
+		d.ioError("open held file", err)
+		return false
+	}
+	err = d.prove(f)
+	if err == nil {
+		err = d.fs.Remove(h.name)
+	}
+	if closeErr := f.Close(); closeErr != nil {
+		d.ioError("close held file", closeErr)
+	}
+	if err != nil {
+		if !errors.Is(err, vfs.ErrShared) {
+			d.ioError("remove held file", err)
+		}
+		return false
+	}
+	d.ledger.hold(-h.bytes)
+	d.ledger.free(h.bytes, 1)
+	return true
+}
+
+// sweepHeld removes the held files that are free by now.
+func (d *dir) sweepHeld() {
+	d.heldMu.Lock()
+	list := d.held
+	d.held = nil
+	d.heldMu.Unlock()
+	kept := list[:0]
+	for _, h := range list {
+		if !d.removeHeld(h) {
+			kept = append(kept, h)
+		}
+	}
+	d.heldMu.Lock()
+	d.held = append(kept, d.held...)
+	d.heldMu.Unlock()
+}
+
+// discard moves a file that no index knows to held/ and charges it.
+func (d *dir) discard(name string) error {
+	fi, err := d.fs.Stat(name)
+	if err != nil {
+		return err
+	}
+	held := filepath.Join(d.root, heldDir, fmt.Sprintf("%s-x%x", filepath.Base(name), d.heldNames.Add(1)))
+	if err := d.fs.Rename(name, held); err != nil {
+		return err
+	}
+	h := heldFile{held, vfs.Allocated(fi)}
+	d.ledger.add(h.bytes, 1)
+	d.ledger.hold(h.bytes)
+	if !d.removeHeld(h) {
+		d.heldMu.Lock()
+		d.held = append(d.held, h)
+		d.heldMu.Unlock()
+	}
+	return nil
+}
+
+// ensureLog keeps room in the log for the records of what is about to be
+// filled, and of evictions on a full disk.
+func (d *dir) ensureLog() error {
+	if d.index.left() >= d.index.chunk/2 {
+		return nil
+	}
+	d.indexMu.Lock()
+	defer d.indexMu.Unlock()
+	if d.index.left() >= d.index.chunk/2 {
+		return nil
+	}
+	if err := d.reserve(d.index.chunk, 0); err != nil {
+		return err
+	}
+	if err := d.index.extend(); err != nil {
+		d.ledger.cancel(d.index.chunk, 0)
+		d.ioErrors.Add(1)
+		if isNoSpace(err) {
+			return errs.E(errs.NoSpace, "", "", err)
+		}
+		return errs.E(errs.Unavailable, "", "", err)
+	}
+	d.ledger.written(d.index.chunk)
+	d.indexFiles[segmentName(d.index.dir, d.index.position().segment)] += d.index.chunk
+	return nil
+}
+
+// forget takes a part out of every structure. p.mu is held. What it charged
+// stays charged, and its pages stay readable to handles.
+func (d *dir) forget(p *part) {
+	p.flags |= partDead
+	p.all(d.queue.remove)
+	d.store.forget(p)
+}
+
+func (d *dir) partCharge(p *part) int64 {
+	var n int64
+	p.all(func(u *unit) { n += d.charge(u) })
+	return n
+}
+
+// changedBlocks returns the blocks that have pages. p.mu is held.
+func (p *part) changedBlocks() []uint32 {
+	var all []uint32
+	g := p.geometry()
+	p.all(func(u *unit) {
+		if u.count() == 0 {
+			return
+		}
+		if p.has(partByBlock) {
+			all = append(all, u.index)
+			return
+		}
+		for i := range uint32(g.Blocks()) { //nolint:gosec // Geometry bounds the number of blocks
+			if p.blockState(i).CachedBytes > 0 {
+				all = append(all, i)
+			}
+		}
+	})
+	return all
+}
+
+func (d *dir) logDropPart(p *part) error {
+	if !p.has(partLogged) {
+		return nil
+	}
+	return d.index.append(appendFrame(nil, &record{Type: recordDropPart, Serial: p.serial}))
+}
+
+// logDropPages records that the pages [first, end) of u are gone.
+func (d *dir) logDropPages(u *unit, first, end int64) error {
+	var frames []byte
+	g := u.part.geometry()
+	perBlock := int64(u.part.blockPages)
+	for first < end {
+		b := first / perBlock
+		stop := min(end, (b+1)*perBlock, g.Pages())
+		frames = appendFrame(frames, &record{
+			Type: recordDropPages, Serial: u.part.serial, Block: uint32(b), //nolint:gosec // Geometry bounds the number of blocks
+			First: uint32(first - b*perBlock), Count: uint32(stop - first), //nolint:gosec // within a block
+		})
+		first = stop
+	}
+	return d.index.append(frames)
+}

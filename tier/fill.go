@@ -1,0 +1,358 @@
+package tier
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"millrace/block"
+	"millrace/internal/errs"
+)
+
+// Reservation is room on the disk for pages that are about to be filled. All
+// methods are safe for concurrent use.
+type Reservation struct {
+	s          *Store
+	d          *dir
+	p          *part
+	first, end int64 // pages
+
+	// guarded by p.mu
+	left     int64 // bytes not yet used
+	inodes   int64 // not yet used
+	released bool
+}
+
+// Reserve makes room for the absent pages of e, which is page-aligned and
+// within the handle's range, evicting others where it must. The pages stay
+// pinned until both the handle and the reservation are released.
+//
+// Errors: NoSpace if no room can be made; Invalid for an extent that is not
+// the handle's; Unavailable if the directory takes nothing any more.
+func (h *Handle) Reserve(e block.Extent) (*Reservation, error) {
+	g := h.p.geometry()
+	first, end := g.PageRange(e)
+	if e.Offset < 0 || e.Length < 0 || e.Offset%block.PageSize != 0 || first < h.first || end > h.end {
+		return nil, errs.E(errs.Invalid, "reserve", h.p.path(),
+			fmt.Errorf("%v is not within the handle's pages [%d,%d)", e, h.first, h.end))
+	}
+	if h.s.closed.Load() {
+		return nil, errClosed("reserve", h.p.path())
+	}
+	r := &Reservation{s: h.s, d: h.d, p: h.p, first: first, end: end}
+	if err := r.charge(); err != nil {
+		if errors.Is(err, errs.NoSpace) {
+			h.s.stats.noSpace.Add(1)
+		}
+		return nil, errs.Wrap(err, "reserve", h.p.path())
+	}
+	h.p.mu.Lock()
+	h.p.pin(first, end)
+	h.p.mu.Unlock()
+	return r, nil
+}
+
+// charge reserves what the absent pages will take.
+func (r *Reservation) charge() error {
+	d, p := r.d, r.p
+	g := p.geometry()
+	leaf := leafOf(p.id)
+	var need, dirNeed, inodes int64
+	p.mu.Lock()
+	if p.has(partDead) {
+		p.mu.Unlock()
+		return fmt.Errorf("%w: the file was dropped meanwhile", errs.NoSpace)
+	}
+	if n := p.missing(r.first, r.end); n > 0 {
+		need = n * roundUp(block.PageSize, d.block)
+		if last := g.Pages() - 1; last < r.end && !p.unitOf(last).hasPage(last) {
+			need += d.pageCost(g, last) - roundUp(block.PageSize, d.block)
+		}
+		p.each(r.first, r.end, func(u *unit) {
+			if u.state.Load()&unitCharged == 0 {
+				need += d.overhead(u)
+			}
+		})
+		if !p.has(partCreated) {
+			inodes = 1
+			dirNeed = d.leaves.need(leaf)
+		}
+	}
+	p.mu.Unlock()
+	if need == 0 {
+		return nil
+	}
+	if err := d.makeRoom(need+dirNeed, inodes); err != nil {
+		return err
+	}
+	d.leaves.charged(leaf, dirNeed)
+	d.ledger.written(dirNeed)
+	r.left, r.inodes = need, inodes
+	return nil
+}
+
+// Release gives back what was not filled. It is idempotent.
+func (r *Reservation) Release() {
+	r.p.mu.Lock()
+	if r.released {
+		r.p.mu.Unlock()
+		return
+	}
+	r.released = true
+	r.d.ledger.cancel(r.left, r.inodes)
+	r.left, r.inodes = 0, 0
+	r.p.mu.Unlock()
+	r.d.unpin(r.p, r.first, r.end)
+}
+
+// Fill keeps one whole page: data is all of it, and the last page of a file
+// is as short as the file's end makes it. When Fill returns, the page and its
+// index record are in the kernel, and every handle sees the page. Filling a
+// page that is present again changes nothing.
+//
+// Errors: NoSpace or Unavailable if the disk refuses; the room is back in the
+// reservation and the store is as before. Corrupt if the page is present with
+// other bytes. Invalid for a page outside of the reservation or data of a
+// wrong length.
+func (r *Reservation) Fill(page int64, data []byte) (crc uint32, err error) {
+	p := r.p
+	g := p.geometry()
+	if page < r.first || page >= r.end || int64(len(data)) != g.Page(page).Length {
+		return 0, errs.E(errs.Invalid, "fill", p.path(),
+			fmt.Errorf("%d bytes for page %d of pages [%d,%d)", len(data), page, r.first, r.end))
+	}
+	crc = block.Checksum(data)
+	key := fillKey{p, page}
+	r.d.fills.lock(key)
+	defer r.d.fills.unlock(key)
+	f, cost, err := r.begin(page, crc)
+	if err != nil || f == nil {
+		return crc, err
+	}
+	if _, err := f.WriteAt(data, g.Page(page).Offset); err != nil {
+		r.fail(f, page, cost)
+		return 0, r.d.wrap("fill", p, err)
+	}
+	r.d.unsynced.Add(int64(len(data)))
+	present, err := r.commit(f, page, crc, cost)
+	if err != nil {
+		r.fail(f, page, cost)
+		return 0, r.d.wrap("fill", p, err)
+	}
+	if present {
+		r.s.stats.filledPages.Add(1)
+		r.s.stats.filledBytes.Add(int64(len(data)))
+		r.s.notifyOne(p.id, uint32(g.BlockOf(g.Page(page).Offset))) //nolint:gosec // Geometry bounds the number of blocks
+	}
+	if r.d.unsynced.Load() >= checkBytes {
+		select {
+		case r.s.kick <- struct{}{}:
+		default:
+		}
+	}
+	return crc, nil
+}
+
+// begin takes the page's cost out of the reservation and returns the open
+// file, with a reference; nil if the page is present already.
+func (r *Reservation) begin(page int64, crc uint32) (f *openFile, cost int64, err error) {
+	d, p := r.d, r.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if u := p.unitOf(page); u.hasPage(page) {
+		if have := u.crcOf(page); have != crc {
+			return nil, 0, errs.E(errs.Corrupt, "fill", p.path(),
+				fmt.Errorf("page %d is cached with checksum %08x, not %08x", page, have, crc))
+		}
+		return nil, 0, nil
+	}
+	if r.s.closed.Load() {
+		return nil, 0, errClosed("fill", p.path())
+	}
+	u := p.unitOf(page)
+	cost = d.pageCost(p.geometry(), page)
+	if u.state.Load()&unitCharged == 0 {
+		cost += d.overhead(u)
+	}
+	if r.released {
+		return nil, 0, errs.E(errs.Invalid, "fill", p.path(), errors.New("the reservation is released"))
+	}
+	if cost > r.left { // the page was present when the room was reserved
+		return nil, 0, errs.E(errs.NoSpace, "fill", p.path(), fmt.Errorf("page %d has no room reserved", page))
+	}
+	switch {
+	case p.has(partDead) && p.file == nil:
+		return nil, 0, errs.E(errs.NoSpace, "fill", p.path(), errors.New("the file was dropped meanwhile"))
+	case p.has(partCreated):
+		f, err = d.openPart(p)
+	case r.inodes == 0:
+		return nil, 0, errs.E(errs.NoSpace, "fill", p.path(), errors.New("no file was reserved"))
+	default:
+		if f, err = d.createPart(p); err == nil {
+			r.inodes--
+		}
+	}
+	if err != nil {
+		return nil, 0, d.wrap("fill", p, err)
+	}
+	f.refs++
+	r.left -= cost
+	return f, cost, nil
+}
+
+// commit records the page and makes it present, unless another fill of it
+// came first.
+func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (present bool, err error) {
+	d, p := r.d, r.p
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	if err := r.record(page, crc); err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.refs--
+	p.flags |= partLogged
+	u := p.unitOf(page)
+	if u.hasPage(page) {
+		r.refund(cost)
+		return false, nil
+	}
+	g := p.geometry()
+	used := d.pageCost(g, page)
+	if u.state.Load()&unitCharged == 0 {
+		used += d.overhead(u)
+		u.state.Or(unitCharged)
+	}
+	r.refund(cost - used)
+	d.ledger.written(used)
+	u.setPage(page, crc, true)
+	if p.has(partDead) { // dropped meanwhile: for the handles alone
+		d.ledger.hold(used)
+		return false, nil
+	}
+	r.s.cachedBytes.Add(g.Page(page).Length)
+	d.queue.add(u)
+	if !p.has(partIndexed) {
+		p.flags |= partIndexed
+		r.s.cachedFiles.Add(1)
+		if older := r.s.paths.add(p); len(older) > 0 {
+			d.heldMu.Lock()
+			d.superseded = append(d.superseded, older...)
+			d.heldMu.Unlock()
+		}
+	}
+	return true, nil
+}
+
+// record appends the page's index record, after the part's if the index has
+// none of it yet.
+func (r *Reservation) record(page int64, crc uint32) error {
+	p := r.p
+	p.mu.Lock()
+	logged := p.has(partLogged)
+	p.mu.Unlock()
+	scratch, ok := r.s.frames.Get().(*[]byte)
+	if !ok {
+		return errs.E(errs.Internal, "", "", errors.New("frame buffer"))
+	}
+	defer r.s.frames.Put(scratch)
+	frames := (*scratch)[:0]
+	if !logged {
+		frames = appendPart(frames, p)
+	}
+	crcs := [1]uint32{crc}
+	frames = appendPages(frames, p, page, crcs[:], 0)
+	*scratch = frames
+	if err := r.d.index.append(frames); err != nil {
+		return err
+	}
+	r.d.unsynced.Add(int64(len(frames)))
+	return nil
+}
+
+// refund gives bytes back to the reservation, or to the ledger if it is over.
+// p.mu is held.
+func (r *Reservation) refund(bytes int64) {
+	if r.released {
+		r.d.ledger.cancel(bytes, 0)
+		return
+	}
+	r.left += bytes
+}
+
+// fail undoes a fill whose write or record failed: what was written of the
+// page is given back to the disk.
+func (r *Reservation) fail(f *openFile, page, cost int64) {
+	p := r.p
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.refs--
+	if p.unitOf(page).hasPage(page) || r.d.punchPage(f, p.geometry(), page) {
+		r.refund(cost)
+		return
+	}
+	// The room may be taken: it stays charged until the next start.
+	r.d.ledger.written(cost)
+}
+
+// appendPart appends the part's record.
+func appendPart(b []byte, p *part) []byte {
+	g := p.geometry()
+	return appendFrame(b, &record{
+		Type: recordPart, Kind: kindCached, Serial: p.serial, File: p.id, MountID: p.mountID,
+		Length: g.Length, BlockSize: g.BlockSize, Path: []byte(p.path()), Tag: []byte(p.tag()),
+	})
+}
+
+// appendPages appends the record of pages from page on, all of one block.
+func appendPages(b []byte, p *part, page int64, crcs []uint32, flags uint8) []byte {
+	g := p.geometry()
+	perBlock := int64(p.blockPages)
+	i := page / perBlock
+	return appendFrame(b, &record{
+		Type: recordPages, Kind: kindCached, Flags: flags, Serial: p.serial,
+		Block: uint32(i), BlockLength: uint32(g.Block(i).Length), //nolint:gosec // Geometry bounds both
+		First: uint32(page - i*perBlock), CRCs: crcs, //nolint:gosec // within a block
+	})
+}
+
+// fillLocks lets one fill of a page run at a time, so that a failed one does
+// not take back what another one wrote.
+type fillLocks struct {
+	mu   sync.Mutex
+	busy map[fillKey]chan struct{} // nil until somebody waits
+}
+
+type fillKey struct {
+	part *part
+	page int64
+}
+
+func (l *fillLocks) lock(k fillKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		done, busy := l.busy[k]
+		if !busy {
+			l.busy[k] = nil
+			return
+		}
+		if done == nil {
+			done = make(chan struct{})
+			l.busy[k] = done
+		}
+		l.mu.Unlock()
+		<-done
+		l.mu.Lock()
+	}
+}
+
+func (l *fillLocks) unlock(k fillKey) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if done := l.busy[k]; done != nil {
+		close(done)
+	}
+	delete(l.busy, k)
+}

@@ -1,0 +1,353 @@
+package tier
+
+import (
+	"math/bits"
+	"sync"
+	"sync/atomic"
+
+	"millrace/block"
+)
+
+// wholeLimit is the length of a file up to which it is evicted as a whole; of
+// a longer one, single blocks are.
+const wholeLimit int64 = 64 << 20
+
+// Bits of unit.state.
+const (
+	unitVisited  uint32 = 1 << iota // hit since the policy last looked
+	unitQueued                      // known to the policy; changed under the policy's lock
+	unitPresent                     // single-page unit: the page is there; changed under part.mu
+	unitVerified                    // single-page unit: the page was checked in this run; changed under part.mu
+	unitCharged                     // the unit's overhead is in the ledger; changed under part.mu
+)
+
+// unit is what is evicted at once: a whole part, or one block of a large one.
+// Its size decides what a cached small file costs in memory, so a unit of one
+// page keeps all it knows in here.
+type unit struct {
+	prev, next *unit // the policy's
+	part       *part
+	set        *pageSet // nil for a unit of one page without blocks
+	crc        uint32   // of the only page
+	index      uint32   // block index; 0 for a whole part
+	pins       atomic.Int32
+	state      atomic.Uint32
+}
+
+// pageSet is the pages of a unit of several pages, or the blocks of a large
+// part. Guarded by part.mu.
+type pageSet struct {
+	present, verified []uint64
+	crcs              []uint32
+	count             int              // pages present
+	blocks            map[uint32]*unit // of a large part; such a set has no pages itself
+}
+
+func newPageSet(pages int64) *pageSet {
+	words := (pages + 63) / 64
+	all := make([]uint64, 2*words)
+	return &pageSet{present: all[:words:words], verified: all[words:], crcs: make([]uint32, pages)}
+}
+
+// part is a local part: the pages of one file in one backing file.
+//
+// Locks, in the order they are taken: dir.gate, part.mu, then any one of the
+// leaf locks (shard, path index, policy, ledger, log, descriptor cache).
+type part struct {
+	unit // of the whole part; of a large one it is never queued
+
+	mu         sync.Mutex
+	id         block.FileID
+	mountID    uint64
+	text       string // path, then tag
+	length     int64
+	file       *openFile // nil when no descriptor is open
+	serial     uint64    // names this part in the index
+	pathLen    uint32
+	refs       int32  // handles and reservations
+	blockPages uint16 // pages per block
+	flags      uint8
+	dirIndex   uint8
+}
+
+// Bits of part.flags, guarded by part.mu.
+const (
+	partDead    uint8 = 1 << iota // out of the store; handles that still have it may read
+	partCreated                   // the backing file exists
+	partLogged                    // the index has the part's record
+	partIndexed                   // the path index has it
+	partByBlock                   // evicted block by block
+	partSeen                      // recovery found the backing file
+)
+
+func (p *part) path() string { return p.text[:p.pathLen] }
+func (p *part) tag() string  { return p.text[p.pathLen:] }
+
+func (p *part) has(flag uint8) bool { return p.flags&flag != 0 }
+
+func (p *part) geometry() block.Geometry {
+	return block.Geometry{Length: p.length, BlockSize: int64(p.blockPages) * block.PageSize}
+}
+
+// unitPages returns the pages [first, end) of u.
+func (u *unit) unitPages() (first, end int64) {
+	p := u.part
+	pages := p.geometry().Pages()
+	if !p.has(partByBlock) {
+		return 0, pages
+	}
+	first = int64(u.index) * int64(p.blockPages)
+	return first, min(first+int64(p.blockPages), pages)
+}
+
+// unitOf returns the unit that page belongs to; nil if it is a block that
+// nobody made yet.
+func (p *part) unitOf(page int64) *unit {
+	if !p.has(partByBlock) {
+		return &p.unit
+	}
+	return p.set.blocks[uint32(page/int64(p.blockPages))] //nolint:gosec // Geometry bounds the number of blocks
+}
+
+// makeUnit is unitOf that makes the block if need be.
+func (p *part) makeUnit(page int64) *unit {
+	if u := p.unitOf(page); u != nil {
+		return u
+	}
+	u := &unit{part: p, index: uint32(page / int64(p.blockPages))} //nolint:gosec // Geometry bounds the number of blocks
+	p.set.blocks[u.index] = u
+	return u
+}
+
+// each calls fn with the units of pages [first, end) that exist, in order.
+func (p *part) each(first, end int64, fn func(u *unit)) {
+	if !p.has(partByBlock) {
+		if first < end {
+			fn(&p.unit)
+		}
+		return
+	}
+	n := int64(p.blockPages)
+	for b := first / n; b*n < end; b++ {
+		if u := p.set.blocks[uint32(b)]; u != nil { //nolint:gosec // Geometry bounds the number of blocks
+			fn(u)
+		}
+	}
+}
+
+// all calls fn with all units of p that may hold pages.
+func (p *part) all(fn func(u *unit)) {
+	if !p.has(partByBlock) {
+		fn(&p.unit)
+		return
+	}
+	for _, u := range p.set.blocks {
+		fn(u)
+	}
+}
+
+// hasPage reports whether page, counted in the file, is present.
+func (u *unit) hasPage(page int64) bool {
+	if u == nil {
+		return false
+	}
+	if u.set == nil {
+		return u.state.Load()&unitPresent != 0
+	}
+	i := u.slot(page)
+	return u.set.present[i/64]&(1<<(i%64)) != 0
+}
+
+func (u *unit) isVerified(page int64) bool {
+	if u.set == nil {
+		return u.state.Load()&unitVerified != 0
+	}
+	i := u.slot(page)
+	return u.set.verified[i/64]&(1<<(i%64)) != 0
+}
+
+// crcOf returns the checksum of a page that is present.
+func (u *unit) crcOf(page int64) uint32 {
+	if u.set == nil {
+		return u.crc
+	}
+	return u.set.crcs[u.slot(page)]
+}
+
+// setPage makes page present.
+func (u *unit) setPage(page int64, crc uint32, verified bool) {
+	first, end := u.unitPages()
+	if end-first == 1 {
+		u.crc = crc
+		u.state.Or(unitPresent)
+		u.setVerified(page, verified)
+		return
+	}
+	if u.set == nil {
+		u.set = newPageSet(end - first)
+	}
+	i := page - first
+	if u.set.present[i/64]&(1<<(i%64)) == 0 {
+		u.set.present[i/64] |= 1 << (i % 64)
+		u.set.count++
+	}
+	u.set.crcs[i] = crc
+	u.setVerified(page, verified)
+}
+
+func (u *unit) setVerified(page int64, verified bool) {
+	if u.set == nil {
+		if verified {
+			u.state.Or(unitVerified)
+		} else {
+			u.state.And(^unitVerified)
+		}
+		return
+	}
+	i := u.slot(page)
+	if verified {
+		u.set.verified[i/64] |= 1 << (i % 64)
+	} else {
+		u.set.verified[i/64] &^= 1 << (i % 64)
+	}
+}
+
+// clearPage makes page absent.
+func (u *unit) clearPage(page int64) {
+	if u.set == nil {
+		u.state.And(^(unitPresent | unitVerified))
+		return
+	}
+	i := u.slot(page)
+	if u.set.present[i/64]&(1<<(i%64)) != 0 {
+		u.set.count--
+	}
+	u.set.present[i/64] &^= 1 << (i % 64)
+	u.set.verified[i/64] &^= 1 << (i % 64)
+}
+
+// clearAll makes all pages absent and gives their memory back.
+func (u *unit) clearAll() {
+	u.state.And(^uint32(unitPresent | unitVerified | unitCharged | unitVisited))
+	if u.set != nil && u.set.blocks == nil {
+		u.set = nil
+	}
+}
+
+// unverify forgets that pages were checked.
+func (u *unit) unverify() {
+	u.state.And(^unitVerified)
+	if u.set != nil {
+		clear(u.set.verified)
+	}
+}
+
+func (u *unit) slot(page int64) int64 {
+	if u.part.has(partByBlock) {
+		return page - int64(u.index)*int64(u.part.blockPages)
+	}
+	return page
+}
+
+// count returns the number of pages present.
+func (u *unit) count() int64 {
+	switch {
+	case u.set == nil:
+		if u.state.Load()&unitPresent != 0 {
+			return 1
+		}
+		return 0
+	default:
+		return int64(u.set.count)
+	}
+}
+
+// bytes returns the file bytes of the pages present in [first, end), which
+// are pages of u.
+func (u *unit) bytes(first, end int64) int64 {
+	var n int64
+	switch {
+	case u.set == nil:
+		if first < end && u.state.Load()&unitPresent != 0 {
+			n = 1
+		}
+	default:
+		n = countBits(u.set.present, u.slot(first), u.slot(end))
+	}
+	n *= block.PageSize
+	if n > 0 {
+		g := u.part.geometry()
+		if last := g.Pages() - 1; last >= first && last < end && u.hasPage(last) {
+			n -= block.PageSize - g.Page(last).Length
+		}
+	}
+	return n
+}
+
+// cachedBytes returns the file bytes of all pages present in u.
+func (u *unit) cachedBytes() int64 {
+	first, end := u.unitPages()
+	return u.bytes(first, end)
+}
+
+// countBits counts the bits set in [from, to) of words.
+func countBits(words []uint64, from, to int64) int64 {
+	n := 0
+	for i := from; i < to; {
+		w := words[i/64] >> (i % 64)
+		step := min(64-i%64, to-i)
+		if step < 64 {
+			w &= 1<<step - 1
+		}
+		n += bits.OnesCount64(w)
+		i += step
+	}
+	return int64(n)
+}
+
+// empty reports whether the part holds no page.
+func (p *part) empty() bool {
+	held := false
+	p.all(func(u *unit) { held = held || u.count() > 0 })
+	return !held
+}
+
+// cachedBytes returns the file bytes of all pages present. The caller holds
+// p.mu.
+func (p *part) cachedBytes() int64 {
+	var n int64
+	p.all(func(u *unit) { n += u.cachedBytes() })
+	return n
+}
+
+// blockState returns what the part has of block i. The caller holds p.mu.
+func (p *part) blockState(i uint32) BlockState {
+	s := BlockState{File: p.id, Index: i}
+	g := p.geometry()
+	e := g.Block(int64(i))
+	first, end := g.PageRange(e)
+	if u := p.unitOf(first); u != nil && first < end {
+		s.CachedBytes = u.bytes(first, end)
+	}
+	s.Whole = s.CachedBytes == e.Length && e.Length > 0
+	return s
+}
+
+// blockStates appends the states of all blocks that have pages, in order.
+func (p *part) blockStates(all []BlockState) []BlockState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.has(partDead) {
+		return all
+	}
+	g := p.geometry()
+	for i := range uint32(g.Blocks()) { //nolint:gosec // Geometry bounds the number of blocks
+		if p.has(partByBlock) && p.set.blocks[i] == nil {
+			continue
+		}
+		if s := p.blockState(i); s.CachedBytes > 0 {
+			all = append(all, s)
+		}
+	}
+	return all
+}

@@ -1,0 +1,89 @@
+package tier
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/tidwall/btree"
+)
+
+// pathIndex orders parts by (mount, path, serial), for operations on a
+// subtree. It costs about 12 bytes per part.
+type pathIndex struct {
+	mu   sync.RWMutex
+	tree *btree.BTreeG[*part]
+}
+
+func newPathIndex() *pathIndex {
+	less := func(a, b *part) bool { return comparePaths(a, b) < 0 }
+	return &pathIndex{tree: btree.NewBTreeGOptions(less, btree.Options{NoLocks: true, Degree: 64})}
+}
+
+// add takes p in and returns the parts with other versions of the same path.
+func (x *pathIndex) add(p *part) (superseded []*part) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.tree.Set(p)
+	from := &part{mountID: p.mountID, text: p.path(), pathLen: p.pathLen}
+	x.tree.Ascend(from, func(q *part) bool {
+		if q.mountID != p.mountID || q.path() != p.path() {
+			return false
+		}
+		if q.id != p.id {
+			superseded = append(superseded, q)
+		}
+		return true
+	})
+	return superseded
+}
+
+func (x *pathIndex) remove(p *part) {
+	x.mu.Lock()
+	x.tree.Delete(p)
+	x.mu.Unlock()
+}
+
+// below returns the parts of a mount at path and below it; "" is the root.
+func (x *pathIndex) below(mountID uint64, path string) []*part {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	var found []*part
+	from := &part{mountID: mountID, text: path, pathLen: uint32(len(path))} //nolint:gosec // paths are short
+	x.tree.Ascend(from, func(q *part) bool {
+		if q.mountID != mountID || !strings.HasPrefix(q.path(), path) {
+			return false
+		}
+		if rest := q.path()[len(path):]; path == "" || rest == "" || rest[0] == '/' {
+			found = append(found, q)
+		}
+		return true
+	})
+	return found
+}
+
+// load fills an empty index and returns the parts that have a newer version.
+// It sorts parts.
+func (x *pathIndex) load(parts []*part) (superseded []*part) {
+	slices.SortFunc(parts, comparePaths)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for i, p := range parts {
+		x.tree.Load(p)
+		if i > 0 && parts[i-1].mountID == p.mountID && parts[i-1].path() == p.path() {
+			superseded = append(superseded, parts[i-1]) // of a lower serial
+		}
+	}
+	return superseded
+}
+
+func comparePaths(a, b *part) int {
+	return cmp.Or(
+		cmp.Compare(a.mountID, b.mountID),
+		strings.Compare(a.path(), b.path()),
+		cmp.Compare(a.serial, b.serial),
+		bytes.Compare(a.id[:], b.id[:]),
+	)
+}

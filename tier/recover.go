@@ -1,0 +1,590 @@
+package tier
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"millrace/block"
+	"millrace/internal/errs"
+	"millrace/internal/vfs"
+)
+
+// recovery rebuilds a directory's memory from its index and its files.
+type recovery struct {
+	d     *dir
+	parts map[uint64]*part // by serial
+
+	segment  uint64 // being read; 0 for the snapshot
+	rebooted bool   // the last run ended with the machine's
+	clean    bool   // the last record says that the store was closed
+	torn     bool
+	suspects []suspect // pages behind the last checkpoint; only when rebooted
+
+	dropped, verified, held int
+}
+
+// suspect is a record of pages that may not have reached the disk.
+type suspect struct {
+	at     logPosition // behind the record
+	serial uint64
+	first  int64 // pages of the file
+	count  int64
+}
+
+// recover reads the index, compares it with the files, and opens a log
+// segment for this run.
+func (d *dir) recover() error {
+	start := time.Now()
+	r := &recovery{d: d, parts: map[uint64]*part{}}
+	segments, snapshots, err := r.list()
+	if err != nil {
+		return err
+	}
+	if err := r.readIndex(segments, snapshots); err != nil {
+		return err
+	}
+	d.ledger.add(baseCharge*d.block, 8)
+	d.ledger.setLimit(math.MaxInt64, math.MaxInt64) // until all is known
+	if err := r.scan(); err != nil {
+		return err
+	}
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if err := r.openLog(); err != nil {
+		return err
+	}
+	d.refreshLimits()
+	d.shrink()
+	st := d.ledger.state()
+	if st.limit < st.used+d.index.chunk {
+		d.log.Warn("file system is too full: the cache directory can keep little",
+			slog.Int64("limit_bytes", st.limit), slog.Int64("used_bytes", st.used))
+	}
+	d.log.Info("cache directory opened",
+		slog.Int("files", len(r.parts)), slog.Int64("used_bytes", st.used), slog.Bool("clean", r.clean),
+		slog.Bool("rebooted", r.rebooted), slog.Int("pages_verified", r.verified), slog.Int("dropped", r.dropped),
+		slog.Int("unknown_files", r.held), slog.Duration("took", time.Since(start)))
+	return nil
+}
+
+// list returns the sequences of the index's segments and snapshots, ascending,
+// charges the files and removes leftovers.
+func (r *recovery) list() (segments, snapshots []uint64, err error) {
+	d := r.d
+	entries, err := d.fs.ReadDir(d.index.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		name := filepath.Join(d.index.dir, e.Name())
+		if strings.HasSuffix(e.Name(), tempSuffix) {
+			if err := d.fs.Remove(name); err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		if seq, ok := parseIndexName(e.Name(), segmentPrefix); ok {
+			segments = append(segments, seq)
+		} else if seq, ok := parseIndexName(e.Name(), snapshotPrefix); ok {
+			snapshots = append(snapshots, seq)
+		} else {
+			continue
+		}
+		fi, err := d.fs.Stat(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		d.chargeIndex(name, roundUp(vfs.Allocated(fi), d.block))
+		d.ledger.add(0, 1)
+	}
+	slices.Sort(segments)
+	slices.Sort(snapshots)
+	return segments, snapshots, nil
+}
+
+// readIndex applies the newest snapshot and the segments on top of it.
+func (r *recovery) readIndex(segments, snapshots []uint64) error {
+	d := r.d
+	from := uint64(0)
+	if n := len(snapshots); n > 0 {
+		from = snapshots[n-1]
+	}
+	segments = slices.DeleteFunc(segments, func(seq uint64) bool { return seq < from })
+	if n := len(segments); n > 0 {
+		boot, err := r.bootOf(segments[n-1])
+		if err != nil {
+			return err
+		}
+		r.rebooted = boot == [16]byte{} || boot != d.index.boot
+	}
+	if from > 0 {
+		size, err := r.readFile(snapshotName(d.index.dir, from), snapshotMagic)
+		if err != nil {
+			return err
+		}
+		d.snapshot = size
+	}
+	for _, seq := range segments {
+		r.segment = seq
+		size, err := r.readFile(segmentName(d.index.dir, seq), segmentMagic)
+		if err != nil {
+			return err
+		}
+		d.index.since += size
+	}
+	d.index.seq = from
+	if n := len(segments); n > 0 {
+		d.index.seq = max(from, segments[n-1])
+	}
+	return nil
+}
+
+// bootOf returns the boot in which a segment was written; zero if its header
+// is not whole.
+func (r *recovery) bootOf(seq uint64) (boot [16]byte, err error) {
+	f, err := r.d.fs.OpenFile(segmentName(r.d.index.dir, seq), os.O_RDONLY, 0)
+	if err != nil {
+		return boot, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	head := make([]byte, headerSize)
+	if n, err := f.ReadAt(head, 0); n < headerSize {
+		return boot, ignoreEOF(err)
+	}
+	h, err := decodeHeader(head, segmentMagic)
+	if errors.Is(err, errNewerRecord) {
+		return boot, errs.E(errs.Invalid, "", "", err)
+	}
+	return h.boot, nil // a bad header is found again when the segment is read
+}
+
+// readFile applies one index file and cuts a torn tail off.
+func (r *recovery) readFile(name, magic string) (size int64, err error) {
+	f, err := r.d.fs.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	ended := magic == segmentMagic
+	_, valid, torn, err := readRecords(f, magic, func(rec *record, end int64) error {
+		ended = ended || rec.Type == recordEnd
+		return r.apply(rec, end)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("read index %s: %w", filepath.Base(name), err)
+	}
+	if !ended {
+		r.torn = true
+		r.d.log.Warn("index snapshot is damaged: what it does not tell is dropped", slog.String("file", name))
+		return valid, nil
+	}
+	if torn {
+		r.torn, r.clean = true, false
+		r.d.log.Info("index has a torn tail: it is cut", slog.String("file", name), slog.Int64("at", valid))
+	}
+	if magic == segmentMagic { // gives back room that was never written, too
+		if err := f.Truncate(valid); err != nil {
+			return 0, fmt.Errorf("cut index %s: %w", filepath.Base(name), err)
+		}
+		fi, err := f.Stat()
+		if err != nil {
+			return 0, err
+		}
+		r.d.chargeIndex(name, roundUp(vfs.Allocated(fi), r.d.block))
+	}
+	return valid, nil
+}
+
+// apply brings one record into memory. Records may come twice: in a snapshot
+// and in the segment that was written meanwhile.
+func (r *recovery) apply(rec *record, end int64) error {
+	r.clean = false
+	switch rec.Type {
+	case recordPart:
+		return r.applyPart(rec)
+	case recordPages:
+		p := r.parts[rec.Serial]
+		if p == nil {
+			return nil // dropped before
+		}
+		if rec.Kind != kindCached || rec.Generation != 0 {
+			return errUnknownKind(rec)
+		}
+		r.applyPages(p, rec, end)
+	case recordDropPages:
+		if p := r.parts[rec.Serial]; p != nil {
+			first, end := r.pagesOf(p, rec)
+			r.dropPages(p, first, end)
+		}
+	case recordDropPart:
+		if p := r.parts[rec.Serial]; p != nil {
+			r.dropPart(p)
+		}
+	case recordCheckpoint:
+		r.clean = rec.Flags&flagClean != 0
+		done := logPosition{rec.Segment, int64(min(rec.Offset, math.MaxInt64))} //nolint:gosec // cut by min
+		r.suspects = slices.DeleteFunc(r.suspects, func(s suspect) bool {
+			return cmp.Or(cmp.Compare(s.at.segment, done.segment), cmp.Compare(s.at.offset, done.offset)) <= 0
+		})
+	}
+	return nil
+}
+
+func errUnknownKind(rec *record) error {
+	return errs.E(errs.Invalid, "", "", fmt.Errorf(
+		"it holds files of kind %d, shard %d, generation %d, which this release cannot keep", rec.Kind, rec.Shard, rec.Generation))
+}
+
+func (r *recovery) applyPart(rec *record) error {
+	if rec.Kind != kindCached || rec.Shard != 0 {
+		return errUnknownKind(rec)
+	}
+	d := r.d
+	if r.parts[rec.Serial] != nil {
+		return nil
+	}
+	p := d.store.newPart(File{
+		ID: rec.File, MountID: rec.MountID, Length: rec.Length, BlockSize: rec.BlockSize,
+		Path: string(rec.Path), Tag: string(rec.Tag),
+	})
+	p.serial = rec.Serial
+	p.flags |= partCreated | partLogged
+	sh := d.store.shardOf(p.id)
+	if old := sh.parts[p.id]; old != nil {
+		r.dropPart(old) // its drop record is lost
+	}
+	sh.parts[p.id] = p
+	r.parts[p.serial] = p
+	if d.serial.Load() < p.serial {
+		d.serial.Store(p.serial)
+	}
+	return nil
+}
+
+// pagesOf returns the pages [first, end) of the file that rec tells of, cut
+// to those that exist.
+func (r *recovery) pagesOf(p *part, rec *record) (first, end int64) {
+	g := p.geometry()
+	first = int64(rec.Block)*int64(p.blockPages) + int64(rec.First)
+	blockEnd := (int64(rec.Block) + 1) * int64(p.blockPages)
+	return first, min(first+int64(rec.Count), blockEnd, g.Pages())
+}
+
+func (r *recovery) applyPages(p *part, rec *record, at int64) {
+	d := r.d
+	first, end := r.pagesOf(p, rec)
+	if end-first != int64(rec.Count) || int64(rec.BlockLength) != p.geometry().Block(int64(rec.Block)).Length {
+		d.log.Warn("index record does not fit its file: the file is dropped", slog.String("file", p.id.String()))
+		r.dropPart(p)
+		return
+	}
+	u := p.makeUnit(first)
+	for i, crc := range rec.CRCs {
+		u.setPage(first+int64(i), crc, false)
+	}
+	u.state.Or(unitCharged)
+	if rec.Flags&flagVisited != 0 {
+		u.state.Or(unitVisited)
+	}
+	d.queue.add(u)
+	if r.rebooted && r.segment > 0 {
+		r.suspects = append(r.suspects, suspect{logPosition{r.segment, at}, p.serial, first, int64(rec.Count)})
+	}
+}
+
+func (r *recovery) dropPages(p *part, first, end int64) {
+	if first >= end {
+		return
+	}
+	u := p.unitOf(first)
+	if u == nil {
+		return
+	}
+	for page := first; page < end; page++ {
+		if u.hasPage(page) {
+			u.clearPage(page)
+		}
+	}
+	if u.count() == 0 {
+		r.d.queue.remove(u)
+		u.clearAll()
+		if p.has(partByBlock) {
+			delete(p.set.blocks, u.index)
+		}
+	}
+}
+
+func (r *recovery) dropPart(p *part) {
+	p.all(r.d.queue.remove)
+	p.flags |= partDead
+	delete(r.parts, p.serial)
+	sh := r.d.store.shardOf(p.id)
+	if sh.parts[p.id] == p {
+		delete(sh.parts, p.id)
+	}
+}
+
+// lose drops a part that the index has and the disk has not, and records it.
+func (r *recovery) lose(p *part) error {
+	r.dropped++
+	if err := r.d.logDropPart(p); err != nil {
+		return err
+	}
+	r.dropPart(p)
+	return nil
+}
+
+// scan compares the files with the index: files that the index does not know
+// go to held/, parts whose file is gone are dropped.
+func (r *recovery) scan() error {
+	d := r.d
+	if err := r.scanHeld(); err != nil {
+		return err
+	}
+	data := filepath.Join(d.root, dataDir)
+	tops, err := d.fs.ReadDir(data)
+	if err != nil {
+		return err
+	}
+	for _, top := range tops {
+		name := filepath.Join(data, top.Name())
+		leaves, err := d.fs.ReadDir(name)
+		if err != nil {
+			return err
+		}
+		for _, leaf := range leaves {
+			if err := r.scanLeaf(top.Name(), leaf.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	for _, p := range r.parts {
+		if !p.has(partSeen) {
+			if err := r.lose(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *recovery) scanHeld() error {
+	held := filepath.Join(r.d.root, heldDir)
+	entries, err := r.d.fs.ReadDir(held)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := filepath.Join(held, e.Name())
+		fi, err := r.d.fs.Stat(name)
+		if err != nil {
+			return err
+		}
+		h := heldFile{name, vfs.Allocated(fi)}
+		r.d.ledger.add(h.bytes, 1)
+		r.d.ledger.hold(h.bytes)
+		r.d.held = append(r.d.held, h)
+		if seq, ok := heldNumber(e.Name()); ok && seq > r.d.heldNames.Load() {
+			r.d.heldNames.Store(seq)
+		}
+	}
+	r.d.sweepHeld()
+	return nil
+}
+
+// heldNumber reads the number that discard put at the end of a name.
+func heldNumber(name string) (n uint64, ok bool) {
+	i := strings.LastIndex(name, "-x")
+	if i < 0 {
+		return 0, false
+	}
+	_, err := fmt.Sscanf(name[i+2:], "%x", &n)
+	return n, err == nil
+}
+
+// scanLeaf looks at the files of one fan-out directory and charges it.
+func (r *recovery) scanLeaf(top, leaf string) error {
+	d := r.d
+	rel := filepath.Join(top, leaf)
+	dir := filepath.Join(d.root, dataDir, rel)
+	entries, err := d.fs.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	n := int32(0)
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		id, err := block.ParseFileID(e.Name())
+		if p := d.store.shardOf(id).parts[id]; err == nil && p != nil && d.partName(id) == name {
+			p.flags |= partSeen
+			d.ledger.add(0, 1)
+			n++
+			continue
+		}
+		if err := r.hold(name); err != nil {
+			return err
+		}
+	}
+	number := leafNumber(rel)
+	if number < 0 {
+		return nil
+	}
+	fi, err := d.fs.Stat(dir)
+	if err != nil {
+		return err
+	}
+	d.leaves.grow(number, n)
+	bytes := max(d.leaves.need(number), roundUp(vfs.Allocated(fi), d.block)+d.block)
+	d.leaves.charged(number, bytes)
+	d.ledger.add(bytes, 2)
+	return nil
+}
+
+// leafNumber is the reverse of leafName; -1 for another name.
+func leafNumber(rel string) int {
+	n, err := strconv.ParseUint(strings.ReplaceAll(rel, string(filepath.Separator), ""), 16, 12)
+	if err != nil || leafName(int(n)) != rel {
+		return -1
+	}
+	return int(n)
+}
+
+// hold moves a file that is not ours to keep out of the way.
+func (r *recovery) hold(name string) error {
+	r.held++
+	return r.d.discard(name)
+}
+
+// settle checks the pages that may not be on the disk, charges all parts and
+// builds the path index.
+func (r *recovery) settle() error {
+	if err := r.checkSuspects(); err != nil {
+		return err
+	}
+	d := r.d
+	sorted := make([]*part, 0, len(r.parts))
+	for _, p := range r.parts {
+		if p.empty() {
+			d.ledger.free(0, 1)
+			if err := r.lose(p); err != nil {
+				return err
+			}
+			if err := r.hold(d.partName(p.id)); err != nil {
+				return err
+			}
+			continue
+		}
+		charge := d.partCharge(p)
+		if !r.clean {
+			if err := r.punchUnknown(p, charge); err != nil {
+				return err
+			}
+		}
+		d.ledger.add(charge, 0)
+		d.store.cachedBytes.Add(p.cachedBytes())
+		d.store.cachedFiles.Add(1)
+		p.flags = p.flags&^partSeen | partIndexed
+		sorted = append(sorted, p)
+	}
+	d.superseded = d.store.paths.load(sorted)
+	return nil
+}
+
+// checkSuspects reads the pages that were recorded behind the last checkpoint
+// of a run that ended with the machine's, and drops those that are not what
+// was recorded.
+func (r *recovery) checkSuspects() error {
+	d := r.d
+	page := make([]byte, block.PageSize)
+	for _, s := range r.suspects {
+		p := r.parts[s.serial]
+		if p == nil {
+			continue
+		}
+		g := p.geometry()
+		u := p.unitOf(s.first)
+		for i := s.first; i < s.first+s.count && u != nil; i++ {
+			if !u.hasPage(i) || u.isVerified(i) {
+				continue
+			}
+			f, err := d.openPart(p)
+			if err != nil {
+				return err
+			}
+			e := g.Page(i)
+			n, _ := f.ReadAt(page[:e.Length], e.Offset) //nolint:errcheck // a page that cannot be read is dropped
+			if int64(n) == e.Length && block.Checksum(page[:n]) == u.crcOf(i) {
+				u.setVerified(i, true)
+				r.verified++
+				continue
+			}
+			r.dropped++
+			if err := d.logDropPages(u, i, i+1); err != nil {
+				return err
+			}
+			r.dropPages(p, i, i+1)
+			if !d.punchPage(f, g, i) {
+				d.ledger.add(d.pageCost(g, i), 0)
+			}
+		}
+	}
+	return nil
+}
+
+// punchUnknown gives the room of pages back that were written but not
+// recorded, if the file takes more than its recorded pages do.
+func (r *recovery) punchUnknown(p *part, charge int64) error {
+	d := r.d
+	fi, err := d.fs.Stat(d.partName(p.id))
+	if err != nil {
+		return err
+	}
+	if vfs.Allocated(fi) <= charge && fi.Size() == p.length {
+		return nil
+	}
+	f, err := d.openPart(p)
+	if err != nil {
+		return err
+	}
+	if fi.Size() != p.length {
+		if err := f.Truncate(p.length); err != nil {
+			return err
+		}
+	}
+	for _, e := range p.missingRuns(0, p.geometry().Pages()) {
+		if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
+			d.ioError("punch unrecorded pages", err)
+			d.ledger.add(max(0, vfs.Allocated(fi)-charge), 0)
+			return nil
+		}
+	}
+	return nil
+}
+
+// openLog starts this run's segment. On a full disk it gives up victims until
+// there is room for it.
+func (r *recovery) openLog() error {
+	d := r.d
+	for {
+		err := d.rotate()
+		if err == nil {
+			return d.index.start()
+		}
+		if !isNoSpace(err) {
+			return err
+		}
+		if done, any := d.evictNext(); !any || !done {
+			return errs.E(errs.NoSpace, "", "", err)
+		}
+	}
+}
