@@ -3,6 +3,7 @@ package blockio
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -67,10 +68,18 @@ func FuzzEnd(f *testing.F) {
 		if len(e.Text) > 3*maxEndText || len(e.CRCs) > maxPageCRCs { // a wrong byte becomes 3
 			t.Errorf("accepted %d bytes of text, %d checksums", len(e.Text), len(e.CRCs))
 		}
-		k := call{want: 1 << 20, got: 1 << 20, off: 1 << 18, length: 1<<20 + 1<<18 + 5}
-		if k.checkEnd(&e) == nil {
-			k.end = e
-			_ = k.verify(make([]byte, k.want), "") // does not reach behind the bytes
+		p := make([]byte, 1<<20)
+		for _, ranges := range [][]Range{
+			{{Off: 1 << 18, Buf: p}},
+			{{Off: 1, Buf: p[:1<<19]}, {Off: 0, Buf: p[:1<<18]}, {Off: 5, Buf: nil}, {Off: 1<<20 + 1<<18, Buf: p[:5]}},
+		} {
+			k := call{ranges: ranges, length: 1<<20 + 1<<18 + 5}
+			if k.checkEnd(&e) == nil {
+				k.end = e
+				if err := k.verify(ranges, ""); errors.Is(err, errs.Internal) { // does not reach behind the bytes
+					t.Error(err)
+				}
+			}
 		}
 		again, err := parseEnd(appendEnd(nil, &e), nil)
 		if err != nil && len(e.Text) <= maxEndText {
