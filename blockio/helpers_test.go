@@ -3,6 +3,8 @@ package blockio
 import (
 	"context"
 	"errors"
+	"flag"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -17,7 +19,17 @@ import (
 	"millrace/internal/errs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if *serveFor != "" { // the other process of a benchmark
+		if err := serveAlone(*serveFor, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testFile is a File over bytes in memory, or on disk when sendfile is wanted.
 type testFile struct {
