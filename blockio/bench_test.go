@@ -30,6 +30,56 @@ func BenchmarkRead4K(b *testing.B) {
 	}
 }
 
+// BenchmarkReadV4K reads 64 ranges of 4 KiB with one request, one after the
+// other. An op is one range.
+func BenchmarkReadV4K(b *testing.B) {
+	for _, tr := range transports() {
+		b.Run(tr.name, func(b *testing.B) {
+			const length = 64 << 20
+			c, h := benchmarkConn(b, tr, length)
+			rs := make([]Range, MaxRanges)
+			for i := range rs {
+				rs[i].Buf = make([]byte, 4096)
+			}
+			b.SetBytes(4096)
+			b.ReportAllocs()
+			b.ResetTimer()
+			before := cpuTime(b)
+			for i := 0; i < b.N; i += len(rs) {
+				for j := range rs {
+					rs[j].Off = int64((i+j)*7919) % (length / 4096) * 4096
+				}
+				if _, err := c.ReadV(b.Context(), h, rs, ReadOptions{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+			reportCPU(b, cpuTime(b)-before, "cpu-µs/op")
+		})
+	}
+}
+
+// BenchmarkOpenRead4K opens and reads a file of 4 KiB with one request, and
+// closes it.
+func BenchmarkOpenRead4K(b *testing.B) {
+	for _, tr := range transports() {
+		b.Run(tr.name, func(b *testing.B) {
+			c, _ := benchmarkConn(b, tr, 4096)
+			ticket, p := ticketOf("f", 4096), make([]byte, 4096)
+			b.ReportAllocs()
+			b.ResetTimer()
+			before := cpuTime(b)
+			for range b.N {
+				h, err := c.OpenRead(b.Context(), ticket, p, 0, ReadOptions{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				c.CloseHandle(h)
+			}
+			reportCPU(b, cpuTime(b)-before, "cpu-µs/op")
+		})
+	}
+}
+
 // BenchmarkRead1M reads 1 MiB at a time, one after the other.
 func BenchmarkRead1M(b *testing.B) {
 	for _, tr := range transports() {
@@ -37,29 +87,48 @@ func BenchmarkRead1M(b *testing.B) {
 	}
 }
 
-func benchmarkRead(b *testing.B, tr transport, size, readers int) {
-	const length = 64 << 20
+// benchmarkConn returns a connection to a server in this process, and an open
+// file of length bytes.
+func benchmarkConn(b *testing.B, tr transport, length int) (*Conn, uint32) {
+	b.Helper()
 	f := &testFile{data: pattern(length)}
 	if tr.disk {
 		f.disk = onDisk(b, f.data)
 	}
 	f.hook = serveTold(f)
 	c := startServer(b, tr.network, DefaultServerConfig(), oneFile(f)).dial(b)
-	h := mustOpen(b, c, "f", length)
+	return c, mustOpen(b, c, "f", length)
+}
+
+func reportCPU(b *testing.B, d time.Duration, unit string) {
+	b.Helper()
+	b.ReportMetric(float64(d.Nanoseconds())/1e3/float64(b.N), unit)
+}
+
+func benchmarkRead(b *testing.B, tr transport, size, readers int) {
+	const length = 64 << 20
+	c, h := benchmarkConn(b, tr, length)
+	b.ReportAllocs()
+	b.ResetTimer()
+	before := cpuTime(b)
+	readAll(b, c, h, length, size, readers)
+	reportCPU(b, cpuTime(b)-before, "cpu-µs/op")
+}
+
+// readAll does b.N reads of size bytes with several readers.
+func readAll(b *testing.B, c *Conn, h uint32, length, size, readers int) {
+	b.Helper()
 	bufs := make([][]byte, readers)
 	for i := range bufs {
 		bufs[i] = make([]byte, size)
 	}
 	b.SetBytes(int64(size))
-	b.ReportAllocs()
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	b.ResetTimer()
-	before := cpuTime(b)
 	for _, p := range bufs {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
-				off := i * int64(size) % length
+				off := i * int64(size) % int64(length)
 				if n, err := c.ReadAt(b.Context(), h, p, off, ReadOptions{}); n != size || err != nil {
 					b.Errorf("%d, %v", n, err)
 					return
@@ -68,7 +137,6 @@ func benchmarkRead(b *testing.B, tr transport, size, readers int) {
 		})
 	}
 	wg.Wait()
-	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N), "cpu-µs/op")
 }
 
 // serveTold serves f with the checksums of its pages, computed before.

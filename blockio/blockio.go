@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 
 	"millrace/block"
 )
@@ -64,11 +65,33 @@ type File interface {
 
 // ReadRequest is what a client asks of a File.
 type ReadRequest struct {
-	Extent         block.Extent // of the file; in it, and not longer than MaxReadLength
+	Extent block.Extent // of the file; in it, not empty, and not longer than MaxReadLength
+	// Ahead are the extents that the same request asks for after this one,
+	// for a File that wants to begin with them; there will be a Read for each
+	// that is not empty, unless one fails. It is nil if there are none, and is
+	// not to be used after Read has returned.
+	Ahead          []block.Extent
 	Priority       Priority
 	PlacementEpoch uint64 // the epoch by which the client chose this worker; 0 if it does not know
 	TraceID        uint64 // 0 is none
 	CachedOnly     bool   // answer from the cache or with errs.NotCached
+}
+
+// Descriptors is a File that can hand out descriptors of what it reads from.
+type Descriptors interface {
+	// Descriptor returns a descriptor that was opened for this call, for
+	// reading alone, in which the file's bytes are the length bytes at base.
+	// length is the ticket's, and all bytes are there: a file that is not
+	// cached whole is errs.NotCached, one that may not be handed out
+	// errs.Unsupported. The descriptor is the caller's, who closes it.
+	Descriptor(ctx context.Context) (fd *os.File, base, length int64, err error)
+}
+
+// Toucher is a Handler that wants to know what is read through descriptors.
+type Toucher interface {
+	// Touch tells that files were used. Clients are not checked: an ID may be
+	// one that the server never had, a count any number.
+	Touch(ctx context.Context, touches []Touch) error
 }
 
 // Responder takes the bytes of one read. It is not safe for concurrent use.
@@ -83,7 +106,7 @@ type Responder interface {
 	// sent may be unlinked, but not punched or overwritten with others.
 	SendFile(f FileSection, off, n int64) error
 	// PageCRC tells the checksum of a page of the file. It is passed on for
-	// pages that the read covers whole; others are ignored. Pages must come
+	// pages that the Extent covers whole; others are ignored. Pages must come
 	// in ascending order, each once.
 	PageCRC(page int64, crc uint32)
 }

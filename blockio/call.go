@@ -1,7 +1,9 @@
 package blockio
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -9,26 +11,37 @@ import (
 	"millrace/internal/errs"
 )
 
+// Range is one piece of a ReadV: len(Buf) bytes of the file at Off.
+type Range struct {
+	Off int64
+	Buf []byte
+}
+
 // call is one request on the client. Its caller waits for done; the
 // connection's reader delivers into it and is the only one that ends it. A
-// caller that does not wait any longer abandons it, after which its buffer is
-// not touched again and the reader puts it away at its END.
+// caller that does not wait any longer abandons it, after which its buffers
+// are not touched again and the reader puts it away at its END.
 type call struct {
-	id     uint64
-	open   bool  // OPEN, not READ
-	off    int64 // of a READ, in the file
-	length int64 // of the file
-	done   chan struct{}
+	id         uint64
+	opens      bool     // END brings a handle
+	descriptor bool     // DATA brings a descriptor
+	length     int64    // of the file
+	one        [1]Range // room for the ranges of what reads one
+	done       chan struct{}
 
 	// Written by the reader before done.
-	end    endPayload
-	crcs   []pageCRC
-	handle uint32
-	err    error // the connection's end
+	end     endPayload
+	crcs    []pageCRC
+	handle  uint32
+	file    *os.File // the descriptor
+	base    int64    // of the file's bytes in it
+	refused error    // what is wrong with the descriptor
+	err     error    // the connection's end
 
 	mu        sync.Mutex
-	buf       []byte // the caller's; nil once it is abandoned
-	want, got int    // bytes asked for and delivered
+	ranges    []Range // the caller's; nil once it is abandoned
+	at, in    int     // the next byte belongs to ranges[at].Buf[in]
+	want, got int     // bytes asked for and delivered
 	ended     bool
 	abandoned time.Time // zero if it is not
 }
@@ -42,10 +55,17 @@ func (c *Conn) newCall() *call {
 
 // recycle puts a call away that nobody else knows.
 func (c *Conn) recycle(k *call) {
-	k.id, k.open, k.off, k.length, k.handle, k.err = 0, false, 0, 0, 0, nil
-	k.end, k.crcs = endPayload{}, k.crcs[:0]
-	k.buf, k.want, k.got, k.ended, k.abandoned = nil, 0, 0, false, time.Time{}
+	k.id, k.opens, k.descriptor, k.length, k.one = 0, false, false, 0, [1]Range{}
+	k.end, k.crcs, k.handle, k.err = endPayload{}, k.crcs[:0], 0, nil
+	k.file, k.base, k.refused = nil, 0, nil
+	k.ranges, k.at, k.in, k.want, k.got, k.ended, k.abandoned = nil, 0, 0, 0, 0, false, time.Time{}
 	c.calls.Put(k)
+}
+
+// into makes p, at off of the file, where the answer goes.
+func (k *call) into(p []byte, off int64) {
+	k.one[0] = Range{Off: off, Buf: p}
+	k.ranges, k.want = k.one[:], len(p)
 }
 
 // abandon gives the call to the reader, unless it has ended already.
@@ -55,8 +75,16 @@ func (k *call) abandon(now time.Time) bool {
 	if k.ended {
 		return false
 	}
-	k.buf, k.abandoned = nil, now
+	k.ranges, k.one, k.abandoned = nil, [1]Range{}, now
 	return true
+}
+
+// closeFile closes a descriptor that nobody will take. The reader calls it.
+func (k *call) closeFile() {
+	if k.file != nil {
+		_ = k.file.Close() // was never written to
+		k.file = nil
+	}
 }
 
 // abandonedAt returns when the call was abandoned, zero if it was not.
@@ -73,14 +101,46 @@ func (k *call) room() int {
 	return k.want - k.got
 }
 
+// next returns where the next bytes belong, at most n of them; nil if nobody
+// wants them any longer. Called with the lock.
+func (k *call) next(n int) []byte {
+	for k.at < len(k.ranges) && k.in == len(k.ranges[k.at].Buf) {
+		k.at, k.in = k.at+1, 0
+	}
+	if k.at >= len(k.ranges) {
+		return nil
+	}
+	p := k.ranges[k.at].Buf[k.in:]
+	return p[:min(n, len(p))]
+}
+
+// took counts n bytes that were put where next said. Called with the lock.
+func (k *call) took(n int) {
+	k.in += n
+	k.got += n
+}
+
+// inOne returns how many of the next n bytes belong together.
+func (k *call) inOne(n int) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.next(n))
+}
+
 // take delivers bytes, at most room of them.
 func (k *call) take(b []byte) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.buf != nil {
-		copy(k.buf[k.got:], b)
+	for len(b) > 0 {
+		p := k.next(len(b))
+		if p == nil { // abandoned
+			k.got += len(b)
+			return
+		}
+		copy(p, b)
+		k.took(len(p))
+		b = b[len(p):]
 	}
-	k.got += len(b)
 }
 
 // finish ends the call and wakes its caller. It reports whether there is one;
@@ -96,31 +156,39 @@ func (k *call) finish() (waited bool) {
 	return true
 }
 
+// geometry divides the file into pages; blocks do not matter here.
+func (k *call) geometry() block.Geometry {
+	return block.Geometry{Length: k.length, BlockSize: block.DefaultBlockSize}
+}
+
 // checkEnd reports what is impossible about an END.
 func (k *call) checkEnd(e *endPayload) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !e.Failed && k.got != k.want {
+	switch {
+	case !e.Failed && k.got != k.want:
 		return fmt.Errorf("%w: END after %d of %d bytes", errProtocol, k.got, k.want)
+	case !k.abandoned.IsZero():
+		return nil // nobody will look at the checksums
 	}
-	g := block.Geometry{Length: k.length, BlockSize: block.DefaultBlockSize}
+	pages := pageFinder{ranges: k.ranges, geometry: k.geometry()}
 	for _, c := range e.CRCs {
-		p := g.Page(k.off/block.PageSize + int64(c.Page))
-		if p.IsEmpty() || p.Offset < k.off || p.End() > k.off+int64(k.want) {
+		if _, _, ok := pages.find(c.Page); !ok {
 			return fmt.Errorf("%w: END tells the checksum of a page that was not read whole", errProtocol)
 		}
 	}
 	return nil
 }
 
-// verify checks the pages of p, all bytes of a READ that succeeded, whose
-// checksums came with END.
-func (k *call) verify(p []byte, addr string) error {
-	g := block.Geometry{Length: k.length, BlockSize: block.DefaultBlockSize}
+// verify checks the pages of ranges, the call's, all of whose bytes arrived.
+func (k *call) verify(ranges []Range, addr string) error {
+	pages := pageFinder{ranges: ranges, geometry: k.geometry()}
 	for _, c := range k.end.CRCs {
-		page := k.off/block.PageSize + int64(c.Page)
-		e := g.Page(page)
-		if got := block.Checksum(p[e.Offset-k.off : e.End()-k.off]); got != c.CRC {
+		page, p, ok := pages.find(c.Page)
+		if !ok {
+			return errs.E(errs.Internal, "read", addr, errors.New("a checksum was not checked")) // checkEnd did
+		}
+		if got := block.Checksum(p); got != c.CRC {
 			return errs.E(errs.Corrupt, "read", addr, fmt.Errorf("page %d has checksum %08x, the server told %08x", page, got, c.CRC))
 		}
 	}

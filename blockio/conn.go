@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"millrace/block"
 	"millrace/internal/errs"
 )
 
@@ -35,14 +34,6 @@ type Conn struct {
 	lengths map[uint32]int64 // of the open files, by handle
 
 	watch chan struct{} // a call was abandoned
-}
-
-// ReadOptions goes with one read.
-type ReadOptions struct {
-	Priority       Priority
-	PlacementEpoch uint64 // by which the worker was chosen; 0 is unknown
-	TraceID        uint64 // 0 is none
-	CachedOnly     bool   // fail with errs.NotCached rather than fetch
 }
 
 // Dial connects to a server and shakes hands. network is "tcp" or "unix". The
@@ -138,105 +129,6 @@ func (c *Conn) Close() error {
 	c.fail(net.ErrClosed)
 	c.wg.Wait()
 	return nil
-}
-
-// Open registers a ticket and returns its handle, which is open until
-// CloseHandle or the connection's end. The errors are the server's, and those
-// of ReadAt.
-func (c *Conn) Open(ctx context.Context, t *block.Ticket) (uint32, error) {
-	payload, err := t.AppendBinary(nil)
-	if err != nil {
-		return 0, errs.E(errs.Invalid, "open", t.Path, err)
-	}
-	if len(payload) > block.MaxTicketSize {
-		return 0, errs.E(errs.Invalid, "open", t.Path, fmt.Errorf("a ticket of %d bytes is longer than %d", len(payload), block.MaxTicketSize))
-	}
-	k := c.newCall()
-	k.open, k.length = true, t.Length
-	head := header{Op: opOpen, Block: noBlock, Length: uint32(len(payload))}
-	if err := c.do(ctx, "open", k, &head, payload); err != nil {
-		return 0, err
-	}
-	handle := k.handle
-	err = k.end.err("open", c.addr)
-	c.recycle(k)
-	return handle, err
-}
-
-// CloseHandle gives a handle back and returns at once. Reads under way end as
-// if it were open; unknown handles are ignored.
-func (c *Conn) CloseHandle(handle uint32) {
-	c.mu.Lock()
-	_, open := c.lengths[handle]
-	delete(c.lengths, handle)
-	c.mu.Unlock()
-	if open {
-		c.out.send(&header{Op: opClose, Handle: handle, Block: noBlock}, nil)
-	}
-}
-
-// ReadAt fills p with the file's bytes at off and returns len(p), or fewer
-// and an error. p must lie in the file: a read behind its end is errs.Invalid.
-// Reads longer than the server takes at once are done piece by piece.
-//
-// ReadAt returns as soon as ctx ends, with errs.Canceled or errs.Timeout; p is
-// the caller's again, and the connection goes on. Bytes of pages that do not
-// match their checksum are errs.Corrupt. If the connection is or gets lost:
-// errs.Unavailable.
-func (c *Conn) ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o ReadOptions) (int, error) {
-	done := 0
-	for {
-		piece := p[done:]
-		if limit := int(min(c.hello.MaxRead, MaxReadLength)); len(piece) > limit {
-			// Pages are not split, so that each piece can be checked.
-			end := (off + int64(done+limit)) / block.PageSize * block.PageSize
-			if n := int(end - off - int64(done)); n > 0 {
-				limit = n
-			}
-			piece = piece[:limit]
-		}
-		n, err := c.read(ctx, handle, piece, off+int64(done), o)
-		done += n
-		if err != nil || done == len(p) {
-			return done, err
-		}
-	}
-}
-
-func (c *Conn) read(ctx context.Context, handle uint32, p []byte, off int64, o ReadOptions) (int, error) {
-	c.mu.Lock()
-	length, open := c.lengths[handle]
-	c.mu.Unlock()
-	switch {
-	case off < 0 || open && int64(len(p)) > length-off:
-		return 0, errs.E(errs.Invalid, "read", c.addr, fmt.Errorf("%d bytes at %d of a file of %d", len(p), off, length))
-	case !open && c.over() == nil:
-		return 0, errs.E(errs.Invalid, "read", c.addr, fmt.Errorf("handle %d is not open", handle))
-	case len(p) == 0:
-		return 0, c.over()
-	}
-	k := c.newCall()
-	k.buf, k.want, k.off, k.length = p, len(p), off, length
-	head := header{
-		Op: opRead, Priority: o.Priority, Handle: handle, Block: noBlock,
-		PlacementEpoch: o.PlacementEpoch, TraceID: o.TraceID, Length: readPayloadSize,
-	}
-	if o.CachedOnly {
-		head.Flags |= flagCachedOnly
-	}
-	var room [readPayloadSize]byte
-	payload := appendReadPayload(room[:0], readPayload{Offset: uint64(off), Length: uint32(len(p))})
-	if err := c.do(ctx, "read", k, &head, payload); err != nil {
-		return 0, err
-	}
-	n, err := k.got, k.end.err("read", c.addr)
-	if err == nil {
-		if err = k.verify(p, c.addr); err != nil {
-			n = 0
-		}
-	}
-	c.recycle(k)
-	return n, err
 }
 
 // do sends a request and waits for its END. If it returns nil, k holds the

@@ -14,6 +14,13 @@
 // and one END frame with the outcome and the checksums of whole pages. Every
 // frame has the same header of 64 bytes with a checksum of its own.
 //
+// Besides OPEN, READ and CLOSE there are READV, many ranges of a file in one
+// request; OPEN_READ, which saves small files a round trip; FD, which passes
+// a descriptor of the file to a client on the same host; and TOUCH, by which
+// such a client tells what it used. Each is a feature that the server's hello
+// offers or not. What a Handler and its Files offer, they say by implementing
+// Toucher and Descriptors.
+//
 // # Goroutines
 //
 // A Server owns, per connection, one goroutine that reads frames and one per
@@ -29,7 +36,12 @@
 //     nothing else. A request that fails costs itself and nothing else.
 //   - Every request is answered with exactly one END; CANCEL and CLOSE are not
 //     requests of their own and have no answer.
-//   - The caller's buffer is never written to after ReadAt has returned.
+//   - A caller's buffers are never written to after ReadAt, ReadV or OpenRead
+//     has returned.
+//   - A descriptor is closed by whoever holds it when its way ends: the server
+//     after it was sent or not, the client's reader if nobody waits for it.
+//   - A read of a connection that is served from the cache allocates nothing,
+//     on either side.
 //   - Bytes reach the caller with success only if all of them arrived and each
 //     page whose checksum the server gave matches it.
 package blockio

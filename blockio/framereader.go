@@ -3,8 +3,8 @@ package blockio
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,22 +22,31 @@ const (
 type frameReader struct {
 	nc  net.Conn
 	raw syscall.RawConn // nil where the connection has no descriptor
+	in  receiver        // reads from raw
 	buf []byte
 	r   int // buf[r:w] is what arrived and was not used yet
 	w   int
 
-	// One direct read: n bytes for k.
-	k      *call
-	n      int
-	got    int
-	err    error
-	direct func(fd uintptr) bool
+	// One read from raw: n bytes for k, or what arrives to buf[w:].
+	k        *call
+	n        int
+	got      int
+	err      error
+	toCall   func(fd uintptr) bool
+	toBuffer func(fd uintptr) bool
 }
 
-func newFrameReader(nc net.Conn) *frameReader {
+// newFrameReader makes a reader that keeps up to descriptors of them.
+func newFrameReader(nc net.Conn, descriptors int) *frameReader {
 	f := &frameReader{nc: nc, raw: rawConn(nc), buf: make([]byte, clientBufferSize)}
-	f.direct = func(fd uintptr) bool {
-		f.got, f.err = f.k.receive(int(fd), f.n)
+	_, f.in.local = nc.(*net.UnixConn)
+	f.in.most = descriptors
+	f.toCall = func(fd uintptr) bool {
+		f.got, f.err = f.k.receive(&f.in, int(fd), f.n)
+		return !errors.Is(f.err, unix.EAGAIN)
+	}
+	f.toBuffer = func(fd uintptr) bool {
+		f.got, f.err = f.in.read(int(fd), f.buf[f.w:])
 		return !errors.Is(f.err, unix.EAGAIN)
 	}
 	return f
@@ -47,25 +56,16 @@ func newFrameReader(nc net.Conn) *frameReader {
 // next bytes belong. The lock is held over a system call that never waits, and
 // that is what keeps the buffer untouched once it was abandoned. For an
 // abandoned call nothing is read: errAbandoned.
-func (k *call) receive(fd, n int) (int, error) {
+func (k *call) receive(in *receiver, fd, n int) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.buf == nil {
+	p := k.next(n)
+	if p == nil {
 		return 0, errAbandoned
 	}
-	for {
-		got, err := unix.Read(fd, k.buf[k.got:k.got+n])
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return 0, err
-		case got == 0:
-			return 0, io.ErrUnexpectedEOF
-		}
-		k.got += got
-		return got, nil
-	}
+	got, err := in.read(fd, p)
+	k.took(got)
+	return got, noEOF(err)
 }
 
 var errAbandoned = errors.New("abandoned")
@@ -95,12 +95,20 @@ func (f *frameReader) use(n int) { f.r += n }
 
 // fill reads what arrives behind what is there.
 func (f *frameReader) fill() error {
-	n, err := f.nc.Read(f.buf[f.w:])
-	f.w += n
-	if n > 0 {
-		return nil
+	if f.raw == nil {
+		n, err := f.nc.Read(f.buf[f.w:])
+		f.w += n
+		if n > 0 {
+			return nil
+		}
+		return err
 	}
-	return err
+	f.got, f.err = 0, nil
+	if err := f.raw.Read(f.toBuffer); err != nil {
+		return err
+	}
+	f.w += f.got
+	return f.err
 }
 
 // deliver reads the n bytes of a DATA frame's payload to the call.
@@ -112,9 +120,9 @@ func (f *frameReader) deliver(k *call, n int) error {
 			n -= have
 			continue
 		}
-		if f.raw != nil && n >= directSize {
+		if f.raw != nil && n >= directSize && k.inOne(n) >= directSize {
 			f.k, f.n, f.got, f.err = k, n, 0, nil
-			err := f.raw.Read(f.direct)
+			err := f.raw.Read(f.toCall)
 			f.k = nil
 			n -= f.got
 			switch {
@@ -137,7 +145,8 @@ func (f *frameReader) deliver(k *call, n int) error {
 // readFrames is the goroutine that reads what the server sends. It alone ends
 // calls, so that none ends while its bytes are being delivered.
 func (c *Conn) readFrames() {
-	f := newFrameReader(c.nc)
+	f := newFrameReader(c.nc, cap(c.slots))
+	defer f.in.close()
 	var err error
 	for err == nil {
 		err = c.readFrame(f)
@@ -150,6 +159,7 @@ func (c *Conn) readFrames() {
 	c.mu.Unlock()
 	for _, k := range pending {
 		k.err = err
+		k.closeFile()
 		k.finish()
 		<-c.slots
 	}
@@ -179,10 +189,16 @@ func (c *Conn) readFrame(f *frameReader) error {
 	if k == nil {
 		return fmt.Errorf("%w: an answer to request %d, which is not in flight", errProtocol, h.RequestID)
 	}
+	if len(f.in.descriptors) > 0 && len(f.in.descriptors) > c.descriptorsWanted() {
+		return fmt.Errorf("%w: a descriptor that nobody asked for", errProtocol)
+	}
 	n := int(h.Length)
 	if h.Op == opData {
 		if room := k.room(); n > room {
 			return fmt.Errorf("%w: %d bytes for request %d, which waits for %d", errProtocol, n, h.RequestID, room)
+		}
+		if k.descriptor {
+			return c.deliverDescriptor(f, k, n)
 		}
 		return f.deliver(k, n)
 	}
@@ -197,12 +213,57 @@ func (c *Conn) readFrame(f *frameReader) error {
 	return c.endCall(k, &h, &e)
 }
 
+// deliverDescriptor reads the DATA that answers FD, of n bytes, and takes the
+// descriptor that came with it.
+func (c *Conn) deliverDescriptor(f *frameReader, k *call, n int) error {
+	if n != descriptorSize {
+		return fmt.Errorf("%w: an answer to FD of %d bytes", errProtocol, n)
+	}
+	b, err := f.need(n)
+	if err != nil {
+		return noEOF(err)
+	}
+	base, err := parseDescriptor(b, k.length)
+	if err != nil {
+		return err
+	}
+	k.take(b)
+	f.use(n)
+	fd, err := f.in.take()
+	if err != nil {
+		return err
+	}
+	k.refused = checkDescriptor(fd, base+k.length)
+	if k.refused == nil {
+		k.file, k.base = os.NewFile(uintptr(fd), "descriptor from "+c.addr), base
+	} else {
+		closeAll([]int{fd})
+	}
+	return nil
+}
+
+// descriptorsWanted returns how many descriptors may still come.
+func (c *Conn) descriptorsWanted() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, k := range c.pending {
+		if k.descriptor && k.room() > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // endCall ends a call with its END.
 func (c *Conn) endCall(k *call, h *header, e *endPayload) error {
 	if err := k.checkEnd(e); err != nil {
 		return err
 	}
-	opened := k.open && !e.Failed
+	opened := k.opens && !e.Failed
+	if e.Failed {
+		k.closeFile()
+	}
 	c.mu.Lock()
 	if opened {
 		if _, taken := c.lengths[h.Handle]; taken || h.Handle == 0 {
@@ -221,6 +282,7 @@ func (c *Conn) endCall(k *call, h *header, e *endPayload) error {
 	if k.finish() {
 		return nil
 	}
+	k.closeFile()
 	if opened { // nobody waits for the handle any longer
 		c.CloseHandle(h.Handle)
 	}

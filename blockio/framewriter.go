@@ -3,7 +3,6 @@ package blockio
 import (
 	"net"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -15,17 +14,19 @@ import (
 const outBufferSize = 64 << 10
 
 // frameWriter is the sending half of a server's connection. Whole frames of
-// many goroutines take turns in it; small ones are gathered while others wait
-// for their turn, large ones leave with what was gathered in one writev.
+// many goroutines take turns in it, the urgent ones first; small ones are
+// gathered while others wait for their turn, large ones leave with what was
+// gathered in one writev.
 type frameWriter struct {
 	conn    net.Conn
 	raw     syscall.RawConn // nil where the connection has no descriptor
 	timeout time.Duration   // for one frame to be taken by the peer
 	sent    func(n int64)   // told the bytes that left
 
-	waiting atomic.Int32 // goroutines on their way to the lock
+	waiting atomic.Int32 // goroutines on their way to their turn
+	turns   turns
 
-	mu       sync.Mutex
+	// Of who has the turn.
 	buf      []byte
 	vec      net.Buffers // room for the writev
 	room     [2][]byte
@@ -36,6 +37,7 @@ type frameWriter struct {
 
 func newFrameWriter(conn net.Conn, timeout time.Duration, sent func(int64)) *frameWriter {
 	w := &frameWriter{conn: conn, raw: rawConn(conn), timeout: timeout, sent: sent, buf: make([]byte, 0, outBufferSize)}
+	w.turns.init()
 	w.file.init()
 	return w
 }
@@ -56,9 +58,9 @@ func rawConn(conn net.Conn) syscall.RawConn {
 }
 
 // lock takes the writer for one frame.
-func (w *frameWriter) lock() {
+func (w *frameWriter) lock(p Priority) {
 	w.waiting.Add(1)
-	w.mu.Lock()
+	w.turns.take(p)
 	w.waiting.Add(-1)
 }
 
@@ -67,13 +69,13 @@ func (w *frameWriter) unlock() {
 	if len(w.buf) > 0 && (w.waiting.Load() == 0 || len(w.buf) >= outBufferSize/2) {
 		_ = w.flush(nil) // kept in w.err
 	}
-	w.mu.Unlock()
+	w.turns.give()
 }
 
 // data sends one DATA frame whose payload is small followed by large. Both
 // are the caller's again when it returns.
-func (w *frameWriter) data(h *header, small, large []byte) error {
-	w.lock()
+func (w *frameWriter) data(p Priority, h *header, small, large []byte) error {
+	w.lock(p)
 	defer w.unlock()
 	if w.err != nil {
 		return w.err
@@ -87,12 +89,12 @@ func (w *frameWriter) data(h *header, small, large []byte) error {
 	return w.flush(large)
 }
 
-// end sends the END frame of a request, before it a DATA frame with rest if
-// that is not empty. A failure is kept for whoever asks next.
+// end sends the END frame of a request, before it the DATA frame d with rest
+// if that is not empty. A failure is kept for whoever asks next.
 // With busy, the frames wait until others that are ready to run had their
 // turn: together they are one system call.
-func (w *frameWriter) end(h *header, rest []byte, e *endPayload, busy bool) {
-	w.lock()
+func (w *frameWriter) end(p Priority, h, d *header, rest []byte, e *endPayload, busy bool) {
+	w.lock(p)
 	defer w.unlock()
 	size := headerSize + endFixed + len(e.Text) + len(e.CRCs)*crcSize
 	if len(rest) > 0 {
@@ -102,8 +104,8 @@ func (w *frameWriter) end(h *header, rest []byte, e *endPayload, busy bool) {
 		return
 	}
 	if len(rest) > 0 {
-		d := header{Op: opData, RequestID: h.RequestID, Handle: h.Handle, TraceID: h.TraceID, Length: uint32(len(rest))}
-		w.buf = appendHeader(w.buf, &d)
+		d.Length = uint32(len(rest))
+		w.buf = appendHeader(w.buf, d)
 		w.buf = append(w.buf, rest...)
 	}
 	h.Op = opEnd
@@ -111,9 +113,9 @@ func (w *frameWriter) end(h *header, rest []byte, e *endPayload, busy bool) {
 	w.buf = appendHeader(w.buf, h)
 	w.buf = appendEnd(w.buf, e)
 	if busy && w.waiting.Load() == 0 && len(w.buf) < outBufferSize/2 {
-		w.mu.Unlock()
+		w.turns.give()
 		runtime.Gosched()
-		w.mu.Lock()
+		w.lock(p)
 	}
 }
 
@@ -125,7 +127,7 @@ func (w *frameWriter) makeRoom(n int) error {
 	return w.flush(nil)
 }
 
-// flush sends what was gathered and then more. Called with the lock.
+// flush sends what was gathered and then more.
 func (w *frameWriter) flush(more []byte) error {
 	if w.err != nil {
 		return w.err

@@ -3,6 +3,7 @@ package blockio
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -67,10 +68,18 @@ func FuzzEnd(f *testing.F) {
 		if len(e.Text) > 3*maxEndText || len(e.CRCs) > maxPageCRCs { // a wrong byte becomes 3
 			t.Errorf("accepted %d bytes of text, %d checksums", len(e.Text), len(e.CRCs))
 		}
-		k := call{want: 1 << 20, got: 1 << 20, off: 1 << 18, length: 1<<20 + 1<<18 + 5}
-		if k.checkEnd(&e) == nil {
-			k.end = e
-			_ = k.verify(make([]byte, k.want), "") // does not reach behind the bytes
+		p := make([]byte, 1<<20)
+		for _, ranges := range [][]Range{
+			{{Off: 1 << 18, Buf: p}},
+			{{Off: 1, Buf: p[:1<<19]}, {Off: 0, Buf: p[:1<<18]}, {Off: 5, Buf: nil}, {Off: 1<<20 + 1<<18, Buf: p[:5]}},
+		} {
+			k := call{ranges: ranges, length: 1<<20 + 1<<18 + 5}
+			if k.checkEnd(&e) == nil {
+				k.end = e
+				if err := k.verify(ranges, ""); errors.Is(err, errs.Internal) { // does not reach behind the bytes
+					t.Error(err)
+				}
+			}
 		}
 		again, err := parseEnd(appendEnd(nil, &e), nil)
 		if err != nil && len(e.Text) <= maxEndText {
@@ -151,13 +160,20 @@ func FuzzServerConn(f *testing.F) {
 	session = append(session, appendHeader(nil, &header{Op: opClose, Handle: 1})...)
 	session = append(session, readFrameOf(4, 1, 5, 10, nil)...)
 	f.Add(true, session)
+	ops := openReadFrame(f, 1, "f", 1<<20, 5, 100_000)
+	ops = append(ops, readVFrame(2, 1, nil, [2]int64{1 << 19, 1 << 18}, [2]int64{0, 0}, [2]int64{3, 20_000})...)
+	ops = append(ops, appendHeader(nil, &header{Op: opFD, RequestID: 3, Handle: 1})...)
+	ops = append(ops, appendTouch(appendHeader(nil, &header{Op: opTouch, RequestID: 4, Length: touchSize}), &Touch{Count: 9})...)
+	ops = append(ops, readVFrame(5, 1, func(h *header) { h.Priority = PriorityRepair }, [2]int64{0, 1})...)
+	f.Add(true, ops)
 	f.Add(false, []byte("GET / HTTP/1.1\r\n\r\n"))
 	data := pattern(1 << 20)
+	disk := onDisk(f, data)
 	f.Fuzz(func(t *testing.T, greeted bool, b []byte) {
 		if greeted {
 			b = append(bytes.Clone(hello), fixFrames(b)...)
 		}
-		file := &testFile{data: data}
+		file := &testFile{data: data, give: reopened(disk, 0, int64(len(data)))}
 		var opened atomic.Int32
 		h := &testHandler{hook: func(_ context.Context, t *block.Ticket) (File, error) {
 			if t.Length > int64(len(data)) {
@@ -180,6 +196,7 @@ func FuzzServerConn(f *testing.F) {
 		if file.closed.Load() != opened.Load() {
 			t.Errorf("%d files were opened, %d closed", opened.Load(), file.closed.Load())
 		}
+		noneLeft(t, disk)
 	})
 }
 

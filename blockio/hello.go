@@ -12,16 +12,15 @@ import (
 // Version is the version of the protocol that this package speaks.
 const Version = 1
 
-// Features that a peer may offer, for ops that are optional. None is offered
-// by this release; the numbers are reserved.
+// Features that a peer may offer, for ops that are optional.
 const (
-	FeatureReadV    uint64 = 1 << 0
-	FeatureOpenRead uint64 = 1 << 1
-	FeatureFD       uint64 = 1 << 2
-	FeatureTouch    uint64 = 1 << 3
-	FeatureWrite    uint64 = 1 << 4
+	FeatureReadV    uint64 = 1 << 0 // Conn.ReadV
+	FeatureOpenRead uint64 = 1 << 1 // Conn.OpenRead
+	FeatureFD       uint64 = 1 << 2 // Conn.Descriptor; on Unix sockets alone
+	FeatureTouch    uint64 = 1 << 3 // Conn.Touch
+	FeatureWrite    uint64 = 1 << 4 // reserved
 
-	ourFeatures uint64 = 0
+	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch
 )
 
 const (

@@ -3,6 +3,8 @@ package blockio
 import (
 	"context"
 	"errors"
+	"flag"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -17,7 +19,17 @@ import (
 	"millrace/internal/errs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if *serveFor != "" { // the other process of a benchmark
+		if err := serveAlone(*serveFor, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testFile is a File over bytes in memory, or on disk when sendfile is wanted.
 type testFile struct {
@@ -25,6 +37,8 @@ type testFile struct {
 	disk   *os.File
 	piece  int // bytes per Write; 0 is all at once
 	closed atomic.Int32
+	// give is what Descriptor does; without it the file has none.
+	give func(ctx context.Context) (*os.File, int64, int64, error)
 	// hook replaces Read where a test wants something else.
 	hook readHook
 }
@@ -65,6 +79,13 @@ func (f *testFile) serve(req ReadRequest, w Responder) error {
 	return nil
 }
 
+func (f *testFile) Descriptor(ctx context.Context) (fd *os.File, base, length int64, err error) {
+	if f.give == nil {
+		return nil, 0, 0, errs.E(errs.NotCached, "pass a descriptor", "", nil)
+	}
+	return f.give(ctx)
+}
+
 func (f *testFile) Close() error {
 	f.closed.Add(1)
 	return nil
@@ -75,6 +96,21 @@ type testHandler struct {
 	mu    sync.Mutex
 	files map[string]*testFile
 	hook  func(ctx context.Context, t *block.Ticket) (File, error)
+
+	touched map[block.FileID]int
+	touch   error
+}
+
+func (h *testHandler) Touch(_ context.Context, touches []Touch) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.touched == nil {
+		h.touched = map[block.FileID]int{}
+	}
+	for _, t := range touches {
+		h.touched[t.FileID] += int(t.Count)
+	}
+	return h.touch
 }
 
 func (h *testHandler) Open(ctx context.Context, t *block.Ticket) (File, error) {

@@ -29,8 +29,11 @@ func newServerMetrics(reg prometheus.Registerer) *serverMetrics {
 		Namespace: "millrace", Subsystem: "blockio", Name: "requests_total", Help: "Requests that were answered.",
 	}, []string{"op", "outcome"})
 	for failed, outcome := range map[bool]string{false: "ok", true: "error"} {
-		m.requests[failed][opOpen] = requests.WithLabelValues("open", outcome)
-		m.requests[failed][opRead] = requests.WithLabelValues("read", outcome)
+		for o, name := range map[op]string{
+			opOpen: "open", opRead: "read", opReadV: "readv", opOpenRead: "open_read", opFD: "fd", opTouch: "touch",
+		} {
+			m.requests[failed][o] = requests.WithLabelValues(name, outcome)
+		}
 	}
 	if reg != nil {
 		reg.MustRegister(m.connections, m.refused, m.broken, m.sentBytes, m.readBytes, requests)

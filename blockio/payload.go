@@ -12,7 +12,7 @@ import (
 	"millrace/internal/errs"
 )
 
-// readPayload is the payload of READ.
+// readPayload is the payload of READ, and of one range of READV.
 type readPayload struct {
 	Offset uint64 // from the start of the header's block, or of the file
 	Length uint32 // in bytes
@@ -30,7 +30,7 @@ func parseReadPayload(b []byte) readPayload {
 	return readPayload{Offset: binary.LittleEndian.Uint64(b), Length: binary.LittleEndian.Uint32(b[8:])}
 }
 
-// extent returns the bytes of the file that a READ asks for, and an error if
+// extent returns the bytes of the file that a range asks for, and an error if
 // they are not all in the file or in the block that index names.
 func (p readPayload) extent(g block.Geometry, index uint32) (block.Extent, error) {
 	within := g.Whole()
@@ -49,8 +49,72 @@ func (p readPayload) extent(g block.Geometry, index uint32) (block.Extent, error
 	return block.Extent{Offset: within.Offset + int64(p.Offset), Length: int64(p.Length)}, nil
 }
 
-// pageCRC is the checksum of one page; Page counts from the page that holds
-// the first byte of the read.
+// appendExtents appends the extents that the ranges in b ask for, as extent
+// has them. Together they are not longer than MaxReadLength.
+func appendExtents(to []block.Extent, b []byte, g block.Geometry, index uint32) ([]block.Extent, error) {
+	if len(b)%readPayloadSize != 0 {
+		return to, fmt.Errorf("ranges of %d bytes", len(b))
+	}
+	var sum int64
+	for ; len(b) > 0; b = b[readPayloadSize:] {
+		e, err := parseReadPayload(b).extent(g, index)
+		if err != nil {
+			return to, err
+		}
+		if sum += e.Length; sum > MaxReadLength {
+			return to, fmt.Errorf("ranges of more than %d bytes", MaxReadLength)
+		}
+		to = append(to, e)
+	}
+	return to, nil
+}
+
+// Touch tells that an open file was used without the worker's seeing it,
+// through a descriptor.
+type Touch struct {
+	FileID block.FileID
+	Count  uint32 // how often since the last notice
+}
+
+func appendTouch(b []byte, t *Touch) []byte {
+	b = append(b, t.FileID[:]...)
+	b = binary.LittleEndian.AppendUint32(b, t.Count)
+	return binary.LittleEndian.AppendUint32(b, 0) // reserved
+}
+
+func parseTouches(b []byte) ([]Touch, error) {
+	if len(b)%touchSize != 0 {
+		return nil, fmt.Errorf("touches of %d bytes", len(b))
+	}
+	touches := make([]Touch, 0, len(b)/touchSize)
+	for ; len(b) > 0; b = b[touchSize:] {
+		touches = append(touches, Touch{FileID: block.FileID(b[:16]), Count: binary.LittleEndian.Uint32(b[16:])})
+	}
+	return touches, nil
+}
+
+// descriptorPayload comes with a descriptor: where in it the file's bytes are.
+type descriptorPayload struct {
+	Base, Length uint64
+}
+
+func appendDescriptor(b []byte, d descriptorPayload) []byte {
+	b = binary.LittleEndian.AppendUint64(b, d.Base)
+	return binary.LittleEndian.AppendUint64(b, d.Length)
+}
+
+// parseDescriptor decodes exactly descriptorSize bytes for a file of length.
+func parseDescriptor(b []byte, length int64) (base int64, err error) {
+	_ = b[descriptorSize-1]
+	d := descriptorPayload{Base: binary.LittleEndian.Uint64(b), Length: binary.LittleEndian.Uint64(b[8:])}
+	if d.Length != uint64(length) || d.Base > uint64(math.MaxInt64-length) {
+		return 0, fmt.Errorf("%w: a descriptor with %d bytes at %d for a file of %d", errProtocol, d.Length, d.Base, length)
+	}
+	return int64(d.Base), nil
+}
+
+// pageCRC is the checksum of one page. Page counts the pages that the ranges
+// touch, in the order of the ranges: 0 is the page that holds the first byte.
 type pageCRC struct {
 	Page uint32
 	CRC  uint32

@@ -280,3 +280,27 @@ func readFrameOf(id uint64, handle uint32, off uint64, n uint32, change func(*he
 	}
 	return appendReadPayload(appendHeader(nil, &h), readPayload{Offset: off, Length: n})
 }
+
+// readVFrame is a READV of ranges of (offset, length) as bytes.
+func readVFrame(id uint64, handle uint32, change func(*header), ranges ...[2]int64) []byte {
+	h := header{Op: opReadV, RequestID: id, Handle: handle, Block: noBlock, Length: uint32(len(ranges) * readPayloadSize)}
+	if change != nil {
+		change(&h)
+	}
+	b := appendHeader(nil, &h)
+	for _, r := range ranges {
+		b = appendReadPayload(b, readPayload{Offset: uint64(r[0]), Length: uint32(r[1])})
+	}
+	return b
+}
+
+// openReadFrame is an OPEN_READ as bytes.
+func openReadFrame(t testing.TB, id uint64, path string, length, off, n int64) []byte {
+	t.Helper()
+	payload, err := ticketOf(path, length).AppendBinary(appendReadPayload(nil, readPayload{Offset: uint64(off), Length: uint32(n)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := header{Op: opOpenRead, RequestID: id, Block: noBlock, Length: uint32(len(payload))}
+	return append(appendHeader(nil, &h), payload...)
+}

@@ -18,15 +18,21 @@ const smallSize = 16 << 10
 type request struct {
 	conn   *serverConn
 	head   header
-	handle *openFile     // of a READ or CLOSE
-	ticket *block.Ticket // of an OPEN
+	handle *openFile     // a reference on it
+	ticket *block.Ticket // of an OPEN or OPEN_READ
 	size   int           // of the encoded ticket
 	refuse error         // if not nil, the answer
-	read   ReadRequest
+	ranges []block.Extent
+	read   ReadRequest // the range that is being read, and what holds for all
 	ctx    *requestContext
 
+	touches []Touch
+	opened  uint32 // the handle that an OPEN or OPEN_READ has given out
+
 	started time.Time
+	allowed int64 // bytes of the ranges up to the one that is being read
 	written int64 // bytes taken from the File
+	pages   int64 // that the ranges before the one that is being read touch
 	small   []byte
 	crcs    []pageCRC
 	goRun   func() // run, as a value that is made once
@@ -44,22 +50,25 @@ func (r *request) reset() {
 	if !ctx.finish() {
 		ctx = &requestContext{}
 	}
-	*r = request{small: r.small[:0], crcs: r.crcs[:0], ctx: ctx, goRun: r.goRun}
+	*r = request{small: r.small[:0], crcs: r.crcs[:0], ranges: r.ranges[:0], ctx: ctx, goRun: r.goRun}
 }
 
 // run does the request and answers it.
 func (r *request) run() {
 	c := r.conn
 	defer c.release(r)
+	if r.head.Op == opClose { // taken out of the table as the frame was read
+		if r.handle != nil {
+			c.unref(r.handle)
+		}
+		return
+	}
 	err := r.refuse
 	if err == nil {
 		err = r.do()
 	}
 	if r.handle != nil {
 		c.unref(r.handle)
-	}
-	if r.head.Op == opClose {
-		return
 	}
 	c.forget(r.head.RequestID)
 	e := endOf(err)
@@ -69,34 +78,76 @@ func (r *request) run() {
 		RequestID: r.head.RequestID, Handle: r.head.Handle, Block: r.head.Block,
 		PlacementEpoch: c.srv.epoch.Load(), TraceID: r.head.TraceID,
 	}
-	c.out.end(&end, r.small, &e, len(c.slots) > 1)
+	if r.opened != 0 {
+		end.Handle = r.opened
+	}
+	data := r.dataHeader()
+	c.out.end(r.head.Priority, &end, &data, r.small, &e, len(c.slots) > 1)
 }
 
 func (r *request) do() error {
+	if err := r.ctx.Err(); err != nil { // before its turn came
+		return errs.Wrap(err, "serve", "")
+	}
 	switch r.head.Op {
-	case opOpen:
+	case opOpen, opOpenRead:
 		return r.open()
-	case opRead:
-		err := r.handle.file.Read(r.ctx, r.read, r)
-		if err == nil && r.written != r.read.Extent.Length {
-			return errs.E(errs.Internal, "read", "", fmt.Errorf("%d of %d bytes were sent", r.written, r.read.Extent.Length))
-		}
-		return err
-	case opClose:
-		return nil // taken out of the table as the frame was read
+	case opRead, opReadV:
+		return r.serve()
+	case opFD:
+		return r.descriptor()
+	case opTouch:
+		return r.conn.srv.toucher.Touch(r.ctx, r.touches)
 	default:
-		return errs.E(errs.Unsupported, "serve", "", fmt.Errorf("op %d is not offered by this release", r.head.Op))
+		return errs.E(errs.Unsupported, "serve", "", fmt.Errorf("op %d is not offered here", r.head.Op))
 	}
 }
 
-// open asks the Handler and gives the file a handle.
+// open asks the Handler, reads what an OPEN_READ asks for and gives the file a
+// handle. The handle exists only if all of it went well.
 func (r *request) open() error {
-	f, err := r.conn.srv.handler.Open(r.ctx, r.ticket)
+	c := r.conn
+	f, err := c.srv.handler.Open(r.ctx, r.ticket)
 	if err != nil {
-		r.conn.giveRoom(r.size)
+		c.giveRoom(r.size)
 		return err
 	}
-	r.head.Handle = r.conn.addFile(f, r.ticket.Geometry(), r.size)
+	r.handle = &openFile{file: f, geometry: r.ticket.Geometry(), size: r.size, refs: 1} // run gives it back
+	if r.head.Op == opOpenRead {
+		if err := r.serve(); err != nil {
+			c.giveRoom(r.size)
+			return err
+		}
+	}
+	r.opened = c.addFile(r.handle)
+	return nil
+}
+
+// serve has the File answer one range after the other.
+func (r *request) serve() error {
+	for i, e := range r.ranges {
+		if e.IsEmpty() {
+			continue
+		}
+		if i > 0 {
+			if err := r.ctx.Err(); err != nil {
+				return errs.Wrap(err, "send", "")
+			}
+		}
+		r.read.Extent, r.read.Ahead = e, nil
+		if i+1 < len(r.ranges) {
+			r.read.Ahead = r.ranges[i+1:]
+		}
+		r.allowed += e.Length
+		if err := r.handle.file.Read(r.ctx, r.read, r); err != nil {
+			return err
+		}
+		if r.written != r.allowed {
+			return errs.E(errs.Internal, "read", "", fmt.Errorf("%d of %d bytes were sent", r.written, r.allowed))
+		}
+		first, end := r.handle.geometry.PageRange(e)
+		r.pages += end - first
+	}
 	return nil
 }
 
@@ -112,7 +163,7 @@ func (r *request) Write(p []byte) error {
 		}
 		n := min(len(p), MaxDataFrame-len(r.small))
 		h := r.dataHeader()
-		if err := r.conn.out.data(&h, r.small, p[:n]); err != nil {
+		if err := r.conn.out.data(r.head.Priority, &h, r.small, p[:n]); err != nil {
 			return err
 		}
 		r.small, p = r.small[:0], p[n:]
@@ -136,14 +187,14 @@ func (r *request) SendFile(f FileSection, off, n int64) error {
 	}
 	h := r.dataHeader()
 	if len(r.small) > 0 {
-		if err := r.conn.out.data(&h, r.small, nil); err != nil {
+		if err := r.conn.out.data(r.head.Priority, &h, r.small, nil); err != nil {
 			return err
 		}
 		r.small = r.small[:0]
 	}
 	for n > 0 {
 		k := min(n, MaxDataFrame)
-		if err := r.conn.out.dataFile(&h, f, off, int(k)); err != nil {
+		if err := r.conn.out.dataFile(r.head.Priority, &h, f, off, int(k)); err != nil {
 			return err
 		}
 		if err := r.ctx.Err(); err != nil && n > k {
@@ -193,7 +244,7 @@ func (r *request) PageCRC(page int64, crc uint32) {
 	if p.IsEmpty() || p.Offset < e.Offset || p.End() > e.End() || len(r.crcs) == maxPageCRCs {
 		return
 	}
-	c := pageCRC{Page: uint32(page - e.Offset/block.PageSize), CRC: crc}
+	c := pageCRC{Page: uint32(r.pages + page - e.Offset/block.PageSize), CRC: crc}
 	if n := len(r.crcs); n > 0 && r.crcs[n-1].Page >= c.Page {
 		return
 	}
@@ -202,8 +253,8 @@ func (r *request) PageCRC(page int64, crc uint32) {
 
 // admit counts n bytes that are about to be sent.
 func (r *request) admit(n int64) error {
-	if r.written+n > r.read.Extent.Length {
-		return errs.E(errs.Internal, "send", "", fmt.Errorf("%d bytes more than the %d that were asked for", r.written+n-r.read.Extent.Length, r.read.Extent.Length))
+	if more := r.written + n - r.allowed; more > 0 {
+		return errs.E(errs.Internal, "send", "", fmt.Errorf("%d bytes more than were asked for", more))
 	}
 	if err := r.ctx.Err(); err != nil {
 		return errs.Wrap(err, "send", "")

@@ -126,11 +126,16 @@ func TestInterleavedReads(t *testing.T) {
 }
 
 func TestHello(t *testing.T) {
-	s := startServer(t, "unix", DefaultServerConfig(), oneFile(&testFile{}))
-	got := s.dial(t).Hello()
-	want := Hello{Version: 1, WorkerID: "w1", BootID: "b1", MaxRequests: 64, MaxHandles: 16384, MaxRead: MaxReadLength}
-	if got != want {
-		t.Errorf("Hello() = %+v, want %+v", got, want)
+	for network, features := range map[string]uint64{
+		"tcp":  FeatureReadV | FeatureOpenRead | FeatureTouch,
+		"unix": FeatureReadV | FeatureOpenRead | FeatureTouch | FeatureFD,
+	} {
+		s := startServer(t, network, DefaultServerConfig(), oneFile(&testFile{}))
+		got := s.dial(t).Hello()
+		want := Hello{Version: 1, Features: features, WorkerID: "w1", BootID: "b1", MaxRequests: 64, MaxHandles: 16384, MaxRead: MaxReadLength}
+		if got != want {
+			t.Errorf("%s: Hello() = %+v, want %+v", network, got, want)
+		}
 	}
 }
 

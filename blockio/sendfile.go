@@ -60,7 +60,7 @@ func (s *fileSend) init() {
 				s.err = err
 				// The socket's errors end the connection; all others are the
 				// file's, and the frame can still be completed.
-				s.short = !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.ENOTCONN)
+				s.short = !isSocketError(err)
 				return true
 			}
 		}
@@ -77,8 +77,8 @@ func (w *frameWriter) canSendFile(f FileSection) bool {
 // dataFile sends one DATA frame whose payload is n bytes of f at off. If the
 // file fails on the way, the frame is filled up with zeros and the file's
 // error is returned: the request fails, the connection goes on.
-func (w *frameWriter) dataFile(h *header, f FileSection, off int64, n int) error {
-	w.lock()
+func (w *frameWriter) dataFile(p Priority, h *header, f FileSection, off int64, n int) error {
+	w.lock(p)
 	defer w.unlock()
 	if w.err != nil {
 		return w.err

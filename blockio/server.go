@@ -24,6 +24,7 @@ type Server struct {
 	cfg     ServerConfig
 	id      Identity
 	handler Handler
+	toucher Toucher // the handler, if it is one
 	log     *slog.Logger
 	metrics *serverMetrics
 
@@ -35,8 +36,9 @@ type Server struct {
 
 // NewServer makes a server of h; cfg must be valid. It starts nothing.
 func NewServer(cfg ServerConfig, id Identity, h Handler, log *slog.Logger, reg prometheus.Registerer) *Server {
+	toucher, _ := h.(Toucher) // nil if it is none
 	return &Server{
-		cfg: cfg, id: id, handler: h, log: log, metrics: newServerMetrics(reg),
+		cfg: cfg, id: id, handler: h, toucher: toucher, log: log, metrics: newServerMetrics(reg),
 		conns:    make(chan struct{}, cfg.MaxConnections),
 		requests: sync.Pool{New: func() any { return newRequest() }},
 		buffers:  sync.Pool{New: func() any { return new([copySize]byte) }},
@@ -114,10 +116,10 @@ func (s *Server) turnAway(nc net.Conn) {
 	_ = nc.Close()
 }
 
-// hello is the answer to a client that offers features.
+// hello is the answer to a client with whom features are shared.
 func (s *Server) hello(features uint64) serverHello {
 	return serverHello{Hello: Hello{
-		Version: Version, Features: features & ourFeatures,
+		Version: Version, Features: features,
 		WorkerID: s.id.WorkerID, BootID: s.id.BootID,
 		MaxRequests: uint32(s.cfg.MaxRequests),
 		MaxHandles:  uint32(s.cfg.MaxHandles),

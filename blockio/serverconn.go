@@ -28,6 +28,8 @@ type serverConn struct {
 	slots chan struct{}
 	wg    sync.WaitGroup
 
+	features uint64 // that both sides offer
+
 	mu          sync.Mutex
 	requests    map[uint64]*request // in flight, by ID
 	files       map[uint32]*openFile
@@ -102,7 +104,8 @@ func (c *serverConn) handshake(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answer := c.srv.hello(h.Features)
+	c.features = h.Features & c.offer()
+	answer := c.srv.hello(c.features)
 	if h.Least > Version || h.Most < Version {
 		answer = refusal(errs.Unsupported, fmt.Sprintf("versions %d to %d of the data plane are not spoken here, %d is", h.Least, h.Most, Version))
 	}
@@ -113,6 +116,18 @@ func (c *serverConn) handshake(ctx context.Context) error {
 		return errs.E(answer.Kind, "handshake", "", errors.New(answer.Text))
 	}
 	return c.nc.SetDeadline(time.Time{})
+}
+
+// offer returns the features that this connection can have.
+func (c *serverConn) offer() uint64 {
+	features := FeatureReadV | FeatureOpenRead
+	if c.srv.toucher != nil {
+		features |= FeatureTouch
+	}
+	if c.out.canSendDescriptors() {
+		features |= FeatureFD
+	}
+	return features
 }
 
 // readFrames reads frames and starts their requests until ctx or the
@@ -169,13 +184,14 @@ func (c *serverConn) frame(ctx context.Context, h *header) error {
 		c.cancel(h.RequestID)
 		return nil
 	}
+	arrived := time.Now() // the deadline also counts while it waits for its turn
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	r := c.srv.requests.Get().(*request) //nolint:forcetypeassert // the pool holds nothing else
-	r.conn, r.head, r.started = c, *h, time.Now()
+	r.conn, r.head, r.started = c, *h, arrived
 	if err := c.prepare(ctx, r); err != nil {
 		r.reset()
 		c.srv.requests.Put(r)
@@ -213,80 +229,112 @@ func (c *serverConn) prepare(ctx context.Context, r *request) error {
 // connection is an error; what is wrong with the request becomes its answer.
 func (c *serverConn) payload(r *request) error {
 	h := &r.head
-	unknown := h.Flags & criticalFlags &^ requestCritical
-	offered := h.Op == opOpen || h.Op == opRead
-	if unknown != 0 || !offered {
-		if _, err := c.in.Discard(int(h.Length)); err != nil {
-			return noEOF(err)
-		}
-		if unknown != 0 {
-			r.refuse = errs.E(errs.Unsupported, "serve", "", fmt.Errorf("flags %#x are not known to this release", unknown))
-		}
-		return nil
-	}
-	if h.Op == opOpen {
-		return c.openPayload(r)
-	}
-	b, err := c.in.Peek(readPayloadSize)
-	if err != nil {
+	if r.refuse = c.unsupported(h); r.refuse != nil {
+		_, err := c.in.Discard(int(h.Length))
 		return noEOF(err)
 	}
-	p := parseReadPayload(b)
-	_, _ = c.in.Discard(readPayloadSize) // was peeked
-	r.refuse = c.prepareRead(r, p)
-	return nil
-}
-
-// openPayload reads the ticket of an OPEN.
-func (c *serverConn) openPayload(r *request) error {
-	n := int(r.head.Length)
-	var b []byte
-	if n <= readBufferSize {
+	b, err := c.readPayload(int(h.Length))
+	if err != nil {
+		return err
+	}
+	switch h.Op {
+	case opOpen:
+		r.refuse = c.prepareOpen(r, b)
+	case opOpenRead:
+		r.refuse = c.prepareOpenRead(r, b)
+	case opRead, opReadV:
+		if r.refuse = c.refer(r); r.refuse == nil {
+			r.refuse = r.prepareRead(b, r.handle.geometry)
+		}
+	case opFD:
+		r.refuse = c.refer(r)
+	case opTouch:
 		var err error
-		if b, err = c.in.Peek(n); err != nil {
-			return noEOF(err)
+		if r.touches, err = parseTouches(b); err != nil {
+			r.refuse = errs.E(errs.Invalid, "touch", "", err)
 		}
-	} else {
-		b = make([]byte, n)
-		if _, err := io.ReadFull(c.in, b); err != nil {
-			return noEOF(err)
-		}
-	}
-	t, err := block.ParseTicket(b)
-	if n <= readBufferSize {
-		_, _ = c.in.Discard(n) // was peeked
-	}
-	switch {
-	case err != nil:
-		r.refuse = errs.E(errs.Invalid, "open", "", err)
-	case !c.takeRoom(n):
-		r.refuse = errs.E(errs.Busy, "open", "", errors.New("too many open files on this connection"))
-	default:
-		r.ticket, r.size = t, n
+	default: // unsupported knows the others
 	}
 	return nil
 }
 
-// prepareRead checks a READ against its handle and takes a reference on it.
-func (c *serverConn) prepareRead(r *request, p readPayload) error {
-	h := &r.head
-	if h.Priority > PriorityRepair || h.Shard != 0 || h.Generation != 0 {
-		return errs.E(errs.Unsupported, "read", "", fmt.Errorf("priority %d, shard %d, generation %d", h.Priority, h.Shard, h.Generation))
+// unsupported returns why a request cannot be done for what its header says.
+func (c *serverConn) unsupported(h *header) error {
+	var err error
+	switch {
+	case h.Flags&criticalFlags&^requestCritical != 0:
+		err = fmt.Errorf("flags %#x are not known to this release", h.Flags&criticalFlags&^requestCritical)
+	case h.Op.feature() != h.Op.feature()&c.features:
+		err = fmt.Errorf("op %d is not offered on this connection", h.Op)
+	case h.Priority > PriorityRepair || h.Shard != 0 || h.Generation != 0:
+		err = fmt.Errorf("priority %d, shard %d, generation %d", h.Priority, h.Shard, h.Generation)
+	default:
+		return nil
 	}
+	return errs.E(errs.Unsupported, "serve", "", err)
+}
+
+// readPayload reads n bytes, which stay until something else is read.
+func (c *serverConn) readPayload(n int) ([]byte, error) {
+	if n > readBufferSize {
+		b := make([]byte, n)
+		_, err := io.ReadFull(c.in, b)
+		return b, noEOF(err)
+	}
+	b, err := c.in.Peek(n)
+	if err != nil {
+		return nil, noEOF(err)
+	}
+	_, err = c.in.Discard(n)
+	return b, err
+}
+
+// prepareOpen decodes a ticket and takes room for it.
+func (c *serverConn) prepareOpen(r *request, b []byte) error {
+	t, err := block.ParseTicket(b)
+	if err != nil {
+		return errs.E(errs.Invalid, "open", "", err)
+	}
+	if !c.takeRoom(len(b)) {
+		return errs.E(errs.Busy, "open", "", errors.New("too many open files on this connection"))
+	}
+	r.ticket, r.size = t, len(b)
+	return nil
+}
+
+func (c *serverConn) prepareOpenRead(r *request, b []byte) error {
+	if err := c.prepareOpen(r, b[readPayloadSize:]); err != nil {
+		return err
+	}
+	err := r.prepareRead(b[:readPayloadSize], r.ticket.Geometry())
+	if err != nil {
+		c.giveRoom(r.size)
+	}
+	return err
+}
+
+// refer takes a reference on the request's handle.
+func (c *serverConn) refer(r *request) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	f := c.files[h.Handle]
+	f := c.files[r.head.Handle]
 	if f == nil {
-		return errs.E(errs.Invalid, "read", "", fmt.Errorf("handle %d is not open", h.Handle))
-	}
-	e, err := p.extent(f.geometry, h.Block)
-	if err != nil {
-		return errs.E(errs.Invalid, "read", "", err)
+		return errs.E(errs.Invalid, "serve", "", fmt.Errorf("handle %d is not open", r.head.Handle))
 	}
 	f.refs++
 	r.handle = f
+	return nil
+}
+
+// prepareRead decodes the ranges in b of a file with geometry g.
+func (r *request) prepareRead(b []byte, g block.Geometry) error {
+	h := &r.head
+	var err error
+	if r.ranges, err = appendExtents(r.ranges[:0], b, g, h.Block); err != nil {
+		return errs.E(errs.Invalid, "read", "", err)
+	}
 	r.read = ReadRequest{
-		Extent: e, Priority: h.Priority, PlacementEpoch: h.PlacementEpoch, TraceID: h.TraceID,
+		Priority: h.Priority, PlacementEpoch: h.PlacementEpoch, TraceID: h.TraceID,
 		CachedOnly: h.Flags&flagCachedOnly != 0,
 	}
 	return nil
@@ -349,8 +397,9 @@ func (c *serverConn) giveRoom(n int) {
 	c.ticketBytes -= n
 }
 
-// addFile gives f a handle in the room that takeRoom reserved.
-func (c *serverConn) addFile(f File, g block.Geometry, n int) uint32 {
+// addFile gives f a handle in the room that takeRoom reserved, and the table a
+// reference on it.
+func (c *serverConn) addFile(f *openFile) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.opening--
@@ -360,7 +409,8 @@ func (c *serverConn) addFile(f File, g block.Geometry, n int) uint32 {
 			break
 		}
 	}
-	c.files[c.lastHandle] = &openFile{file: f, geometry: g, size: n, refs: 1}
+	f.refs++
+	c.files[c.lastHandle] = f
 	return c.lastHandle
 }
 

@@ -54,10 +54,14 @@ type serverHelloVector struct {
 type frameVector struct {
 	Name   string       `json:"name"`
 	Header headerVector `json:"header"`
-	Read   *readVector  `json:"read,omitempty"`
+	Read   *readVector  `json:"read,omitempty"`   // of READ and OPEN_READ
+	Ranges []readVector `json:"ranges,omitempty"` // of READV
 	End    *endVector   `json:"end,omitempty"`
-	Bytes  string       `json:"payload_hex,omitempty"` // of OPEN and DATA
-	Hex    string       `json:"hex"`
+	// Descriptor is the DATA that answers FD, without the descriptor itself.
+	Descriptor *descriptorVector `json:"descriptor,omitempty"`
+	Touches    []touchVector     `json:"touches,omitempty"`
+	Bytes      string            `json:"payload_hex,omitempty"` // the ticket of OPEN and OPEN_READ, and DATA
+	Hex        string            `json:"hex"`
 }
 
 type headerVector struct {
@@ -78,6 +82,16 @@ type headerVector struct {
 type readVector struct {
 	Offset uint64 `json:"offset"`
 	Length uint32 `json:"length"`
+}
+
+type descriptorVector struct {
+	Base   uint64 `json:"base"`
+	Length uint64 `json:"length"`
+}
+
+type touchVector struct {
+	FileID string `json:"file_id"`
+	Count  uint32 `json:"count"`
 }
 
 type endVector struct {
@@ -104,15 +118,36 @@ func (v frameVector) encode(t *testing.T) []byte {
 	t.Helper()
 	h := v.Header.header()
 	b := appendHeader(nil, &h)
-	switch {
-	case v.Read != nil:
-		return appendReadPayload(b, readPayload(*v.Read))
-	case v.End != nil:
-		e := v.End.payload()
-		return appendEnd(b, &e)
-	default:
-		return append(b, unhex(t, v.Bytes)...)
+	if v.Read != nil {
+		b = appendReadPayload(b, readPayload(*v.Read))
 	}
+	for _, r := range v.Ranges {
+		b = appendReadPayload(b, readPayload(r))
+	}
+	if v.End != nil {
+		e := v.End.payload()
+		b = appendEnd(b, &e)
+	}
+	if v.Descriptor != nil {
+		b = appendDescriptor(b, descriptorPayload(*v.Descriptor))
+	}
+	for _, touch := range v.touches(t) {
+		b = appendTouch(b, &touch)
+	}
+	return append(b, unhex(t, v.Bytes)...)
+}
+
+func (v frameVector) touches(t *testing.T) []Touch {
+	t.Helper()
+	touches := make([]Touch, 0, len(v.Touches))
+	for _, touch := range v.Touches {
+		id, err := block.ParseFileID(touch.FileID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		touches = append(touches, Touch{FileID: id, Count: touch.Count})
+	}
+	return touches
 }
 
 func (v *endVector) payload() endPayload {
@@ -208,10 +243,36 @@ func checkFrame(t *testing.T, c frameVector) {
 		if got := parseReadPayload(b); got != readPayload(*c.Read) {
 			t.Errorf("%s: decoded as %+v", c.Name, got)
 		}
+		if h.Op == opOpenRead {
+			b = b[readPayloadSize:]
+		}
+	case c.Ranges != nil:
+		want := make([]block.Extent, 0, len(c.Ranges))
+		for _, r := range c.Ranges {
+			want = append(want, block.Extent{Offset: int64(r.Offset), Length: int64(r.Length)})
+		}
+		got, err := appendExtents(nil, b, block.Geometry{Length: 1 << 40, BlockSize: block.DefaultBlockSize}, noBlock)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v, %s", c.Name, err, diff)
+		}
+	case c.Descriptor != nil:
+		if base, err := parseDescriptor(b, int64(c.Descriptor.Length)); err != nil || base != int64(c.Descriptor.Base) {
+			t.Errorf("%s: decoded as %d, %v", c.Name, base, err)
+		}
+	case c.Touches != nil:
+		got, err := parseTouches(b)
+		if diff := cmp.Diff(c.touches(t), got); err != nil || diff != "" {
+			t.Errorf("%s: %v, %s", c.Name, err, diff)
+		}
 	case c.End != nil:
 		got, err := parseEnd(b, nil)
 		if diff := cmp.Diff(c.End.payload(), got); err != nil || diff != "" {
 			t.Errorf("%s: %v, %s", c.Name, err, diff)
+		}
+	}
+	if h.Op == opOpen || h.Op == opOpenRead {
+		if _, err := block.ParseTicket(b); err != nil {
+			t.Errorf("%s: %v", c.Name, err)
 		}
 	}
 }

@@ -16,10 +16,10 @@ const (
 	opOpen     op = 1    // payload: a ticket; END's handle names it from now on
 	opClose    op = 2    // gives a handle back; no answer
 	opRead     op = 3    // payload: readPayload
-	opReadV    op = 4    // reserved: up to 64 ranges
-	opOpenRead op = 5    // reserved: OPEN and READ in one
-	opFD       op = 6    // reserved: a descriptor by SCM_RIGHTS
-	opTouch    op = 7    // reserved: reads that went through descriptors
+	opReadV    op = 4    // payload: 1 to MaxRanges of readPayload
+	opOpenRead op = 5    // payload: readPayload, then a ticket; OPEN and READ in one
+	opFD       op = 6    // asks for a descriptor of the file, by SCM_RIGHTS
+	opTouch    op = 7    // payload: up to maxTouches of Touch
 	opCancel   op = 8    // ends the request of that ID early; no answer
 	opWrite    op = 9    // reserved
 	opData     op = 0x80 // bytes, in order
@@ -34,11 +34,14 @@ const (
 	// MaxReadLength bounds one READ.
 	MaxReadLength = 64 << 20
 
-	readPayloadSize = 16
-	maxRanges       = 64
-	rangeSize       = 16
-	maxTouches      = 4096
-	touchSize       = 8
+	// MaxRanges bounds the ranges of one READV.
+	MaxRanges = 64
+
+	readPayloadSize    = 16
+	descriptorSize     = 16
+	maxTouches         = 1024
+	touchSize          = 24
+	maxOpenReadPayload = readPayloadSize + block.MaxTicketSize
 
 	endFixed    = 16
 	crcSize     = 8
@@ -141,11 +144,11 @@ func (o op) bounds() (least, most uint32, known bool) {
 	case opRead:
 		return readPayloadSize, readPayloadSize, true
 	case opReadV:
-		return rangeSize, maxRanges * rangeSize, true
+		return readPayloadSize, MaxRanges * readPayloadSize, true
 	case opOpenRead:
-		return readPayloadSize + 1, readPayloadSize + block.MaxTicketSize, true
+		return readPayloadSize + 1, maxOpenReadPayload, true
 	case opTouch:
-		return 0, maxTouches * touchSize, true
+		return touchSize, maxTouches * touchSize, true
 	case opWrite:
 		return 0, MaxDataFrame, true
 	case opData:
@@ -154,6 +157,25 @@ func (o op) bounds() (least, most uint32, known bool) {
 		return endFixed, maxEnd, true
 	default:
 		return 0, 0, false
+	}
+}
+
+// feature returns the feature that must be offered for o to be sent; 0 if it
+// is no option.
+func (o op) feature() uint64 {
+	switch o {
+	case opReadV:
+		return FeatureReadV
+	case opOpenRead:
+		return FeatureOpenRead
+	case opFD:
+		return FeatureFD
+	case opTouch:
+		return FeatureTouch
+	case opWrite:
+		return FeatureWrite
+	default:
+		return 0
 	}
 }
 
