@@ -2,6 +2,7 @@ package s3fs
 
 import (
 	"fmt"
+	"maps"
 	"sync/atomic"
 	"testing"
 
@@ -17,13 +18,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestConformance(t *testing.T) {
 	server := testenv.StartS3(t)
 	options := server.Options(t)
+	// Pages of the full size are those of TestListInConstantMemory.
 	for _, tc := range []struct {
 		name, prefix string
 		pageSize     int32
 	}{
-		{"Bucket", "", 1000},
-		{"Prefix", "pre fix/ü", 1000},
-		{"SmallPages", "", 300},
+		{"Bucket", "", 40},
+		{"Prefix", "pre fix/ü", 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var buckets atomic.Int64
@@ -37,6 +38,17 @@ func TestConformance(t *testing.T) {
 					b.Put(t, "zzz", []byte("beside"))
 				}
 				return ufstest.Fixture{
+					PageSize: int(tc.pageSize),
+					OpenWith: func(t testing.TB, more map[string]string) ufs.Store {
+						t.Helper()
+						all := maps.Clone(options)
+						maps.Copy(all, more)
+						s, err := Open(t.Context(), ufs.Config{URI: b.URI(tc.prefix), Options: all})
+						if err != nil {
+							t.Fatal(err)
+						}
+						return s
+					},
 					Open: func(t testing.TB, observer ufs.Observer) ufs.Store {
 						t.Helper()
 						s, err := open(t.Context(), ufs.Config{URI: b.URI(tc.prefix), Options: options, Observer: observer})
