@@ -55,7 +55,7 @@ func TestKinds(t *testing.T) {
 		{"bucket", http.StatusNotFound, codeNoSuchBucket, errs.Unavailable, "bucket does not exist"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := hasty(fakeStore(t, nil, func(w http.ResponseWriter, _ *http.Request) { answerError(w, tc.status, tc.code, "no") }))
+			s := fakeStore(t, nil, func(w http.ResponseWriter, _ *http.Request) { answerError(w, tc.status, tc.code, "no") })
 			for call, err := range attempt(t, s) {
 				if err == nil || errs.KindOf(err) != tc.want {
 					// A HEAD's answer has no code, so that the word on the bucket
@@ -78,7 +78,7 @@ func TestKinds(t *testing.T) {
 // TestThrottledForLong has a server that refuses so often that the SDK's
 // retryer runs out of its quota: the errors stay what they are.
 func TestThrottledForLong(t *testing.T) {
-	s := hasty(fakeStore(t, nil, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 503, "SlowDown", "slow down") }))
+	s := fakeStore(t, nil, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 503, "SlowDown", "slow down") })
 	for range 60 {
 		if _, err := s.Stat(t.Context(), "k"); !errors.Is(err, errs.Throttled) {
 			t.Fatalf("got %v", err)

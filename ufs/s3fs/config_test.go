@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"millrace/block"
 	"millrace/internal/errs"
 	"millrace/internal/testenv"
 	"millrace/ufs"
@@ -210,8 +211,12 @@ func TestErrorsOfARealServer(t *testing.T) {
 		}
 		checkMessage(t, err, "s3://no-such-bucket", "the bucket does not exist")
 	}
+	_, err := readAll(t, right, ufs.Object{Path: "k", Tag: "t", Length: 1}, block.Extent{Length: 1})
+	if !errors.Is(err, errs.Unavailable) {
+		t.Errorf("a file of no bucket: %v", err)
+	}
 	s := openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, server.Endpoint)})
-	_, err := s.Stat(t.Context(), "k")
+	_, err = s.Stat(t.Context(), "k")
 	if !errors.Is(err, errs.Permission) {
 		t.Errorf("a wrong key: %v", err)
 	}

@@ -53,11 +53,11 @@ func hasty(s *Store) *Store {
 	return s
 }
 
-// fakeStore is a store of s3://bucket before a server that answers as the
-// test likes.
+// fakeStore is a hasty store of s3://bucket before a server that answers as
+// the test likes.
 func fakeStore(t *testing.T, observer ufs.Observer, handler http.HandlerFunc) *Store {
 	t.Helper()
-	return openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, fakeEndpoint(t, handler)), Observer: observer})
+	return hasty(openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, fakeEndpoint(t, handler)), Observer: observer}))
 }
 
 // fakeEndpoint is the endpoint of a server that answers as the test likes.

@@ -18,7 +18,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestConformance(t *testing.T) {
 	server := testenv.StartS3(t)
 	options := server.Options(t)
-	// Pages of the full size are those of TestListInConstantMemory.
 	for _, tc := range []struct {
 		name, prefix string
 		pageSize     int32

@@ -11,5 +11,6 @@
 //     his turn is refused at once.
 //   - Turns are given in the order of asking.
 //   - In any time of t seconds at most rate*t + burst pass, the burst being a
-//     second's worth of requests and an eighth of a second's of bytes.
+//     second's worth of requests, one at least, and of bytes an eighth of a
+//     second's, 4 KiB to 1 MiB.
 package ufslimit
