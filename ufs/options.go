@@ -9,8 +9,10 @@ import (
 	"millrace/internal/errs"
 )
 
-// The option keys that every kind of under-store mount has. They say how
-// Millrace caches, not how the under-store is reached, so stores ignore them.
+// The option keys that every kind of under-store mount has. All but the limits
+// say how Millrace caches, not how the under-store is reached, so that stores
+// ignore them. The limits are those of Limits, which stores obey by package
+// ufslimit.
 const (
 	OptionFreshness      = "freshness"
 	OptionTTL            = "ttl"
@@ -18,6 +20,8 @@ const (
 	OptionWholeFileLimit = "whole_file_limit"
 	OptionBlockSize      = "block_size"
 	OptionVerify         = "verify"
+	OptionMaxBandwidth   = "max_bandwidth" // bytes of files per second
+	OptionMaxRequests    = "max_requests"  // requests per second
 )
 
 // GenericOptions returns the keys that every kind of under-store mount has.
@@ -25,11 +29,13 @@ func GenericOptions() []string {
 	return []string{
 		OptionFreshness, OptionTTL, OptionPlacement,
 		OptionWholeFileLimit, OptionBlockSize, OptionVerify,
+		OptionMaxBandwidth, OptionMaxRequests,
 	}
 }
 
 // CheckOptions reports the first key, in byte order, that is neither generic
-// nor among known, as errs.Invalid that names it and those that would do.
+// nor among known, as errs.Invalid that names it and those that would do; and
+// limits that are none.
 func CheckOptions(cfg Config, known ...string) error {
 	for _, key := range slices.Sorted(maps.Keys(cfg.Options)) {
 		if slices.Contains(known, key) || slices.Contains(GenericOptions(), key) {
@@ -39,5 +45,6 @@ func CheckOptions(cfg Config, known ...string) error {
 		return errs.E(errs.Invalid, "open under-store", cfg.URI,
 			fmt.Errorf("option %q is unknown, known are %s", key, strings.Join(all, ", ")))
 	}
-	return nil
+	_, err := ParseLimits(cfg.Options)
+	return errs.Wrap(err, "open under-store", cfg.URI)
 }

@@ -57,6 +57,43 @@ func TestCheckOptions(t *testing.T) {
 	}
 }
 
+func TestParseLimits(t *testing.T) {
+	for _, tc := range []struct {
+		bandwidth, requests string
+		want                Limits
+		wrong               string // what the message says, "" when right
+	}{
+		{"", "", Limits{}, ""},
+		{"0", "0", Limits{}, ""},
+		{"100MiB", "50", Limits{Bandwidth: 100 << 20, Requests: 50}, ""},
+		{"1GB/s", "0.5/s", Limits{Bandwidth: 1e9, Requests: 0.5}, ""},
+		{"16KiB", "", Limits{Bandwidth: 16 << 10}, ""},
+		{"16383", "", Limits{}, "max_bandwidth"},
+		{"-1", "", Limits{}, "max_bandwidth"},
+		{"fast", "", Limits{}, "max_bandwidth"},
+		{"", "-1", Limits{}, "max_requests"},
+		{"", "NaN", Limits{}, "max_requests"},
+		{"", "Inf", Limits{}, "max_requests"},
+		{"", "0.001", Limits{}, "max_requests"},
+		{"", "ten", Limits{}, "max_requests"},
+	} {
+		options := map[string]string{OptionMaxBandwidth: tc.bandwidth, OptionMaxRequests: tc.requests}
+		got, err := ParseLimits(options)
+		if checked := CheckOptions(Config{URI: "x://y", Options: options}); (checked == nil) != (err == nil) {
+			t.Errorf("%v: parsed %v, checked %v", options, err, checked)
+		}
+		if tc.wrong != "" {
+			if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), tc.wrong) {
+				t.Errorf("%v: %v", options, err)
+			}
+			continue
+		}
+		if err != nil || got != tc.want {
+			t.Errorf("%v: %+v, %v; want %+v", options, got, err, tc.want)
+		}
+	}
+}
+
 func TestRegistry(t *testing.T) {
 	var opened Config
 	r := Registry{"fake": func(_ context.Context, cfg Config) (Store, error) {

@@ -60,6 +60,14 @@ func fixture(chunk int) func(t *testing.T) ufstest.Fixture {
 				s.chunk = chunk
 				return s
 			},
+			OpenWith: func(t testing.TB, options map[string]string) ufs.Store {
+				t.Helper()
+				s, err := Open(t.Context(), ufs.Config{URI: "file://" + dir, Options: options})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return s
+			},
 			Put: func(t testing.TB, path string, data []byte) { t.Helper(); put(t, dir, path, data) },
 			PutMany: func(t testing.TB, n int, object func(int) (string, []byte)) {
 				t.Helper()

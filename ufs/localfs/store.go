@@ -15,6 +15,7 @@ import (
 
 	"millrace/internal/errs"
 	"millrace/ufs"
+	"millrace/ufs/ufslimit"
 )
 
 const scheme = "file://"
@@ -43,7 +44,15 @@ var _ ufs.Opener = Open
 // Open makes the store of cfg.URI, file:///DIR. The directory is looked up at
 // each call, so it may be mounted, or made anew, later.
 func Open(_ context.Context, cfg ufs.Config) (ufs.Store, error) {
-	return open(cfg)
+	s, err := open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	limits, err := ufs.ParseLimits(cfg.Options)
+	if err != nil {
+		return nil, errs.Wrap(err, "open under-store", cfg.URI)
+	}
+	return ufslimit.Wrap(s, limits), nil
 }
 
 func open(cfg ufs.Config) (*Store, error) {

@@ -17,13 +17,16 @@ import (
 const (
 	optEndpoint        = "endpoint"         // http(s)://HOST[:PORT]; default AWS's, or AWS_ENDPOINT_URL
 	optRegion          = "region"           // default the SDK's, then us-east-1
-	optPathStyle       = "path_style"       // bucket in the path, not in the host name; by itself for IPs and localhost
+	optPathStyle       = "path_style"       // bucket in the path, not in the host name; by itself for IPs and hosts without a dot
 	optAnonymous       = "anonymous"        // do not sign
 	optProfile         = "profile"          // of the AWS configuration files
 	optCredentialsFile = "credentials_file" // in the format of ~/.aws/credentials
 	optAccessKeyEnv    = "access_key_env"   // name of the environment variable of the access key
 	optSecretKeyEnv    = "secret_key_env"   //nolint:gosec // the option names the environment variable of the secret key
 	optConnections     = "connections"      // idle connections kept, default 128
+	optRequesterPays   = "requester_pays"   // who asks pays for the request
+	optSSECKeyFile     = "sse_c_key_file"   // file with the customer's key: 32 bytes, or their base64
+	optSSECKeyEnv      = "sse_c_key_env"    // name of the environment variable with its base64
 )
 
 const (
@@ -45,6 +48,9 @@ type settings struct {
 	accessKeyEnv    string
 	secretKeyEnv    string
 	connections     int
+	requesterPays   bool
+	sseCKeyFile     string
+	sseCKeyEnv      string
 }
 
 func parse(cfg ufs.Config) (settings, error) {
@@ -65,7 +71,8 @@ func parse(cfg ufs.Config) (settings, error) {
 		return s, bad(`the prefix %q has an empty component, "." or ".."`, s.prefix)
 	}
 	err := ufs.CheckOptions(cfg, optEndpoint, optRegion, optPathStyle, optAnonymous, optProfile,
-		optCredentialsFile, optAccessKeyEnv, optSecretKeyEnv, optConnections)
+		optCredentialsFile, optAccessKeyEnv, optSecretKeyEnv, optConnections,
+		optRequesterPays, optSSECKeyFile, optSSECKeyEnv)
 	if err != nil {
 		return s, err
 	}
@@ -86,19 +93,17 @@ func (s *settings) setOptions(options map[string]string) error {
 		}
 		s.endpoint = v
 	}
-	if v := options[optPathStyle]; v != "" {
-		b, err := strconv.ParseBool(v)
-		if err != nil {
-			return fmt.Errorf("option %s: want true or false, not %q", optPathStyle, v)
+	if options[optPathStyle] != "" {
+		s.pathStyle = new(bool)
+		if err := parseBool(options, optPathStyle, s.pathStyle); err != nil {
+			return err
 		}
-		s.pathStyle = &b
 	}
-	if v := options[optAnonymous]; v != "" {
-		b, err := strconv.ParseBool(v)
-		if err != nil {
-			return fmt.Errorf("option %s: want true or false, not %q", optAnonymous, v)
-		}
-		s.anonymous = b
+	if err := parseBool(options, optAnonymous, &s.anonymous); err != nil {
+		return err
+	}
+	if err := parseBool(options, optRequesterPays, &s.requesterPays); err != nil {
+		return err
 	}
 	if v := options[optConnections]; v != "" {
 		n, err := strconv.Atoi(v)
@@ -107,7 +112,28 @@ func (s *settings) setOptions(options map[string]string) error {
 		}
 		s.connections = n
 	}
+	s.sseCKeyFile, s.sseCKeyEnv = options[optSSECKeyFile], options[optSSECKeyEnv]
+	switch {
+	case s.sseCKeyFile != "" && s.sseCKeyEnv != "":
+		return errors.New("options sse_c_key_file and sse_c_key_env exclude each other")
+	case s.requesterPays && s.anonymous:
+		return errors.New("options requester_pays and anonymous exclude each other: there is nobody to pay")
+	}
 	return s.checkCredentialOptions()
+}
+
+// parseBool sets to where the option is given.
+func parseBool(options map[string]string, key string, to *bool) error {
+	v := options[key]
+	if v == "" {
+		return nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return fmt.Errorf("option %s: want true or false, not %q", key, v)
+	}
+	*to = b
+	return nil
 }
 
 // checkCredentialOptions reports options that say two things about who asks.
@@ -165,12 +191,13 @@ func validBucket(name string) bool {
 }
 
 // wantsPathStyle reports whether the host of an endpoint can carry no bucket
-// name in front of it.
+// name in front of it: an IP, or a name of one label, which is of this host or
+// of a container network and has no names below it.
 func wantsPathStyle(endpoint string) bool {
 	u, err := url.Parse(endpoint)
 	if err != nil {
 		return false
 	}
 	host := u.Hostname()
-	return host == "localhost" || net.ParseIP(host) != nil
+	return !strings.Contains(host, ".") || net.ParseIP(host) != nil
 }

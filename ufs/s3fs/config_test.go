@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"millrace/block"
 	"millrace/internal/errs"
 	"millrace/internal/testenv"
 	"millrace/ufs"
@@ -54,6 +55,9 @@ func TestOpenInvalid(t *testing.T) {
 		{"half of env", "s3://b", map[string]string{"access_key_env": "A"}, "secret_key_env"},
 		{"anonymous and keys", "s3://b", map[string]string{"anonymous": "true", "profile": "x"}, "anonymous"},
 		{"env and profile", "s3://b", map[string]string{"access_key_env": "A", "secret_key_env": "B", "profile": "x"}, "exclude"},
+		{"requester_pays", "s3://b", map[string]string{"requester_pays": "maybe"}, "requester_pays"},
+		{"nobody to pay", "s3://b", map[string]string{"requester_pays": "true", "anonymous": "true"}, "requester_pays"},
+		{"limit", "s3://b", map[string]string{"max_requests": "-1"}, "max_requests"},
 		{"no file", "s3://b", map[string]string{"credentials_file": "/nowhere/at/all"}, "/nowhere/at/all"},
 		{"no profile", "s3://b", map[string]string{"credentials_file": "/dev/null", "profile": "nobody"}, "nobody"},
 	} {
@@ -97,6 +101,8 @@ func TestOpenValid(t *testing.T) {
 		{"named variables", map[string]string{"access_key_env": "KEY_A", "secret_key_env": "KEY_S"}, "FROMNAMED", true},
 		{"host endpoint", map[string]string{"endpoint": "https://s3.example.com"}, "FROMENV", false},
 		{"host endpoint by path", map[string]string{"endpoint": "https://s3.example.com", "path_style": "true"}, "FROMENV", true},
+		{"endpoint of one label", map[string]string{"endpoint": "http://minio:9000"}, "FROMENV", true},
+		{"endpoint of one label by host", map[string]string{"endpoint": "http://minio:9000", "path_style": "false"}, "FROMENV", false},
 		{"IP endpoint", map[string]string{"endpoint": "http://[::1]:80"}, "FROMENV", true},
 		{"IP endpoint by host", map[string]string{"endpoint": "http://10.0.0.1", "path_style": "false"}, "FROMENV", false},
 		{"generic options", map[string]string{"ttl": "5s", "freshness": "never", "block_size": "1MiB", "connections": "7"}, "FROMENV", true},
@@ -197,15 +203,20 @@ func TestAnonymous(t *testing.T) {
 func TestErrorsOfARealServer(t *testing.T) {
 	server := testenv.StartS3(t)
 	right := openStore(t, ufs.Config{URI: "s3://no-such-bucket", Options: server.Options(t)})
-	for _, path := range []string{"", "k"} {
+	// The root is not there; of a file in it nobody can say that it is gone.
+	for path, want := range map[string]errs.Kind{"": errs.NotFound, "k": errs.Unavailable} {
 		_, err := right.Stat(t.Context(), path)
-		if !errors.Is(err, errs.NotFound) {
-			t.Errorf("no bucket: %v", err)
+		if !errors.Is(err, want) {
+			t.Errorf("no bucket: %v, want %v", err, want)
 		}
 		checkMessage(t, err, "s3://no-such-bucket", "the bucket does not exist")
 	}
+	_, err := readAll(t, right, ufs.Object{Path: "k", Tag: "t", Length: 1}, block.Extent{Length: 1})
+	if !errors.Is(err, errs.Unavailable) {
+		t.Errorf("a file of no bucket: %v", err)
+	}
 	s := openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, server.Endpoint)})
-	_, err := s.Stat(t.Context(), "k")
+	_, err = s.Stat(t.Context(), "k")
 	if !errors.Is(err, errs.Permission) {
 		t.Errorf("a wrong key: %v", err)
 	}

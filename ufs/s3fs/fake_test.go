@@ -1,15 +1,15 @@
 package s3fs
 
 import (
-	"encoding/xml"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
+	"millrace/internal/testenv"
 	"millrace/ufs"
 )
 
@@ -47,13 +47,25 @@ func setKeys(t *testing.T, endpoint string) map[string]string {
 	}
 }
 
-// fakeStore is a store of s3://bucket before a server that answers as the
-// test likes.
+// hasty waits for nothing between attempts.
+func hasty(s *Store) *Store {
+	s.pause = func(int, error) (time.Duration, error) { return 0, nil }
+	return s
+}
+
+// fakeStore is a hasty store of s3://bucket before a server that answers as
+// the test likes.
 func fakeStore(t *testing.T, observer ufs.Observer, handler http.HandlerFunc) *Store {
+	t.Helper()
+	return hasty(openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, fakeEndpoint(t, handler)), Observer: observer}))
+}
+
+// fakeEndpoint is the endpoint of a server that answers as the test likes.
+func fakeEndpoint(t *testing.T, handler http.HandlerFunc) string {
 	t.Helper()
 	srv := httptest.NewServer(handler)
 	t.Cleanup(srv.Close)
-	return openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, srv.URL), Observer: observer})
+	return srv.URL
 }
 
 func openStore(t *testing.T, cfg ufs.Config) *Store {
@@ -90,77 +102,10 @@ func answerObject(w http.ResponseWriter, r *http.Request, etag string, data []by
 	w.Write(data[first : last+1])
 }
 
-// fakeBucket answers listings as S3 would for these keys, and a HEAD for each.
-func fakeBucket(keys ...string) http.HandlerFunc {
-	type object struct {
-		Key          string `xml:"Key"`
-		ETag         string `xml:"ETag"`
-		LastModified string `xml:"LastModified"`
-		Size         string `xml:"Size"`
-	}
-	type common struct {
-		Prefix string `xml:"Prefix"`
-	}
-	type answer struct {
-		XMLName               xml.Name `xml:"ListBucketResult"`
-		IsTruncated           bool     `xml:"IsTruncated"`
-		EncodingType          string   `xml:"EncodingType"`
-		NextContinuationToken string   `xml:"NextContinuationToken,omitempty"`
-		Contents              []object `xml:"Contents"`
-		CommonPrefixes        []common `xml:"CommonPrefixes"`
-	}
-	return func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.Query()
-		if r.Method == http.MethodHead {
-			for _, k := range keys {
-				if strings.TrimPrefix(r.URL.Path, "/bucket/") == k {
-					w.Header().Set("ETag", `"tag"`)
-					w.Header().Set("Content-Length", "1")
-					return
-				}
-			}
-			w.WriteHeader(http.StatusNotFound)
-			return
-		}
-		limit, _ := strconv.Atoi(q.Get("max-keys"))
-		out := answer{EncodingType: "url"}
-		from, done := q.Get("start-after"), ""
-		if token := q.Get("continuation-token"); token != "" {
-			from = token[1:]
-			if token[0] == 'p' {
-				done = from // all below this prefix was told
-			}
-		}
-		n, last, token := 0, "", ""
-		for _, k := range keys {
-			rest, ok := strings.CutPrefix(k, q.Get("prefix"))
-			if !ok || (from != "" && k <= from) || (done != "" && strings.HasPrefix(k, done)) {
-				continue
-			}
-			prefix := ""
-			if d := q.Get("delimiter"); d != "" {
-				if i := strings.Index(rest, d); i >= 0 {
-					prefix = q.Get("prefix") + rest[:i+1]
-				}
-			}
-			if prefix != "" && prefix == last {
-				continue
-			}
-			if n == limit {
-				out.IsTruncated, out.NextContinuationToken = true, token
-				break
-			}
-			n++
-			if prefix != "" {
-				last, token = prefix, "p"+prefix
-				out.CommonPrefixes = append(out.CommonPrefixes, common{url.QueryEscape(prefix)})
-				continue
-			}
-			token = "k" + k
-			out.Contents = append(out.Contents, object{url.QueryEscape(k), `"tag"`, "2006-01-02T15:04:05.678Z", "1"})
-		}
-		if err := xml.NewEncoder(w).Encode(out); err != nil {
-			panic(err)
-		}
-	}
+// memoryStore is a store of s3://bucket on a server that holds these keys.
+func memoryStore(t *testing.T, observer ufs.Observer, keys testenv.KeySet) *Store {
+	t.Helper()
+	m := testenv.StartMemoryS3(t)
+	m.SetBucket("bucket", keys)
+	return openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, m.Endpoint), Observer: observer})
 }

@@ -18,8 +18,8 @@ import (
 	"millrace/ufs"
 )
 
-// List streams what is in dir, one page of the server's listing in memory at
-// a time. Both kinds of list are in byte order, directories as if their names
+// List streams what is in dir, with at most two pages of the server's listing
+// in memory: the next one is fetched while the consumer is at one. Both kinds of list are in byte order, directories as if their names
 // ended in a slash.
 func (s *Store) List(ctx context.Context, dir string, opts ufs.ListOptions) iter.Seq2[ufs.Info, error] {
 	return func(yield func(ufs.Info, error) bool) {
@@ -39,6 +39,7 @@ type listing struct {
 	dir   string
 	opts  ufs.ListOptions
 	yield func(ufs.Info, error) bool
+	pages *pages
 
 	seen bool   // there was any key below dir
 	last string // the last key, to see that the order holds
@@ -52,18 +53,20 @@ func (l *listing) run(ctx context.Context) error {
 	if err := s.checkPath("list", l.dir); err != nil {
 		return err
 	}
-	in := &s3.ListObjectsV2Input{
+	in := s3.ListObjectsV2Input{
 		Bucket: &s.bucket, Prefix: aws.String(s.dirKey(l.dir)), MaxKeys: &s.pageSize,
 		// Keys may hold bytes that XML cannot.
-		EncodingType: types.EncodingTypeUrl,
+		EncodingType: types.EncodingTypeUrl, RequestPayer: s.payer,
 	}
 	if !l.opts.Recursive {
 		in.Delimiter = aws.String("/")
 	} else if after := s.key(l.opts.After); l.opts.After != "" && after > *in.Prefix {
 		in.StartAfter = &after
 	}
-	for {
-		out, err := s.client.ListObjectsV2(ctx, in)
+	l.pages = &pages{store: s, in: in, more: true}
+	defer l.pages.begin(ctx)()
+	for l.pages.more {
+		out, err := l.pages.next()
 		if err != nil {
 			return s.fail(ctx, "list", l.dir, err)
 		}
@@ -73,14 +76,6 @@ func (l *listing) run(ctx context.Context) error {
 			}
 			return errs.Wrap(err, "list", s.name(l.dir))
 		}
-		if !aws.ToBool(out.IsTruncated) {
-			break
-		}
-		token := aws.ToString(out.NextContinuationToken)
-		if token == "" || token == aws.ToString(in.ContinuationToken) {
-			return errs.E(errs.Unavailable, "list", s.name(l.dir), errors.New("the server says that there is more, but not where"))
-		}
-		in.ContinuationToken = &token
 	}
 	return l.checkExists(ctx)
 }
@@ -127,7 +122,10 @@ func (l *listing) page(out *s3.ListObjectsV2Output, now time.Time) error {
 			prefix, err = decode(prefixes[0].Prefix)
 		}
 	}
-	for len(objects) > 0 || len(prefixes) > 0 {
+	for n := 0; len(objects) > 0 || len(prefixes) > 0; n++ {
+		if n == 1 { // a consumer that came back for a second entry goes on
+			l.pages.prefetch()
+		}
 		if load(); err != nil {
 			return errs.E(errs.Unavailable, "", "", fmt.Errorf("a key of the server's answer: %w", err))
 		}
@@ -162,6 +160,9 @@ func (l *listing) entry(e entry, now time.Time) error {
 	if e.object == nil {
 		rest = strings.TrimSuffix(rest, "/")
 	}
+	if !l.opts.Recursive && strings.Contains(rest, "/") {
+		return errs.E(errs.Unsupported, "", "", errors.New("the server ignores the delimiter of a listing"))
+	}
 	path := ufs.Join(l.dir, rest)
 	if rest == "" || !ufs.ValidPath(rest) || (l.opts.Recursive && path <= l.opts.After) {
 		return nil
@@ -171,6 +172,9 @@ func (l *listing) entry(e entry, now time.Time) error {
 	}
 	info := ufs.Info{Path: path, Type: ufs.Dir}
 	if o := e.object; o != nil {
+		if o.Size == nil || *o.Size < 0 {
+			return errs.E(errs.Unavailable, "", "", fmt.Errorf("the server does not say how long %q is", e.key))
+		}
 		v := version{etag: aws.ToString(o.ETag), modified: aws.ToTime(o.LastModified), length: aws.ToInt64(o.Size)}
 		info = s.fileInfo(path, v, now)
 	}

@@ -1,13 +1,14 @@
 package s3fs
 
 import (
+	"errors"
 	"net/http"
-	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"millrace/internal/errs"
+	"millrace/internal/testenv"
 	"millrace/ufs"
 )
 
@@ -35,9 +36,8 @@ func TestListOddKeys(t *testing.T) {
 		"//", "/lead", "a", "a!", "a-", "a-/x", "a/", "a/.", "a/..", "a/../b", "a/./b", "a//b", "a/b", "a/b ", "a/b/c", "a0",
 		"ctl\x01\x02", "m/", "only//x", "p", "p/q", "p/q/r", "x/y/",
 	}
-	slices.Sort(keys)
 	for _, pageSize := range []int32{1, 2, 3, 5, 1000} {
-		s := fakeStore(t, nil, fakeBucket(keys...))
+		s := memoryStore(t, nil, testenv.NewKeys(keys...))
 		s.pageSize = pageSize
 		for _, tc := range []struct {
 			dir       string
@@ -73,13 +73,23 @@ func TestListOddKeys(t *testing.T) {
 
 func TestStatOfObjectAndPrefix(t *testing.T) {
 	var c counts
-	s := fakeStore(t, &c, fakeBucket("p", "p/q"))
+	s := memoryStore(t, &c, testenv.NewKeys("p", "p/q"))
 	info, err := s.Stat(t.Context(), "p")
 	if err != nil || info.Type != ufs.File {
 		t.Errorf("got %+v, %v", info, err)
 	}
 	if c.head.Load() != 1 || c.list.Load() != 0 {
 		t.Errorf("%d HEAD and %d LIST for a file", c.head.Load(), c.list.Load())
+	}
+}
+
+// TestListIgnoresDelimiter has a server that tells all that is below.
+func TestListIgnoresDelimiter(t *testing.T) {
+	s := fakeStore(t, nil, func(w http.ResponseWriter, _ *http.Request) {
+		w.Write([]byte("<ListBucketResult><Contents><Key>d/a/b</Key><Size>1</Size></Contents></ListBucketResult>"))
+	})
+	if got, err := collect(t, s, "d", ufs.ListOptions{}); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 
@@ -96,7 +106,11 @@ func TestListLies(t *testing.T) {
 		{"out of order", head + object("d/b") + object("d/a"), errs.Unsupported},
 		{"outside of the prefix", head + object("e/a"), errs.Unavailable},
 		{"more without a token", head + object("d/a") + "<IsTruncated>true</IsTruncated>", errs.Unavailable},
-		{"the same page again", head + object("d/a") + "<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>", errs.Unsupported},
+		{"the same page again", head + object("d/a") + "<IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken>", errs.Unavailable},
+		{"ignores the prefix", head + object("c") + object("d/a"), errs.Unavailable},
+		{"no size", head + "<Contents><Key>d/a</Key></Contents>", errs.Unavailable},
+		{"a size below 0", head + "<Contents><Key>d/a</Key><Size>-1</Size></Contents>", errs.Unavailable},
+		{"no XML", "<html>", errs.Unavailable},
 		{"a bad escape", head + "<EncodingType>url</EncodingType>" + object("d/%zz"), errs.Unavailable},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
@@ -18,12 +17,6 @@ import (
 	"millrace/internal/errs"
 	"millrace/ufs"
 )
-
-// stallTimeout is how long a body may bring no byte while a reader waits.
-const stallTimeout = 30 * time.Second
-
-// errStalled is why a request was canceled by its own reader.
-var errStalled = errors.New("the server sends nothing more")
 
 // Read opens the bytes e of one version of a file: one GET, whose answer is
 // checked against obj and e before a byte of it is passed on.
@@ -44,21 +37,25 @@ func (s *Store) Read(ctx context.Context, obj ufs.Object, e block.Extent) (io.Re
 	} else {
 		in.IfMatch = aws.String(`"` + obj.Tag + `"`)
 	}
-	reqCtx, cancel := context.WithCancelCause(ctx)
-	out, err := s.client.GetObject(reqCtx, in)
+	s.identifyReader(in)
+	out, err := s.client.GetObject(ctx, in)
 	if err != nil {
-		cancel(nil)
 		return nil, s.fail(ctx, op, obj.Path, err)
 	}
 	if err := checkAnswer(out, obj, e); err != nil {
 		// Not drained: the body may be as long as the object.
-		cancel(nil)
 		return nil, errs.Wrap(errors.Join(err, out.Body.Close()), op, s.name(obj.Path))
 	}
-	b := &body{store: s, path: obj.Path, ctx: ctx, request: reqCtx, cancel: cancel, body: out.Body, left: e.Length}
-	b.stall = time.AfterFunc(s.stall, func() { cancel(errStalled) })
-	b.stall.Stop()
-	return b, nil
+	b := &body{store: s, path: obj.Path, ctx: ctx, body: out.Body, left: e.Length}
+	return s.limiter.Body(ctx, b, s.name(obj.Path)), nil
+}
+
+// identifyReader adds what says who pays and what the object is encrypted with.
+func (s *Store) identifyReader(in *s3.GetObjectInput) {
+	in.RequestPayer = s.payer
+	if k := s.customerKey; k != nil {
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = aws.String(customerAlgorithm), &k.key, &k.md5
+	}
 }
 
 // checkAnswer holds a GET's answer against what was asked for.
@@ -109,15 +106,12 @@ func checkContentRange(header string, obj ufs.Object, e block.Extent) error {
 
 // body passes on exactly the bytes that were asked for.
 type body struct {
-	store   *Store
-	path    string
-	ctx     context.Context //nolint:containedctx // the reader's life is the request's
-	request context.Context //nolint:containedctx // the same, with the reason why it was cut
-	cancel  context.CancelCauseFunc
-	stall   *time.Timer // runs while the server is waited for
-	body    io.ReadCloser
-	left    int64
-	err     error // sticky
+	store *Store
+	path  string
+	ctx   context.Context //nolint:containedctx // the reader's life is the request's
+	body  io.ReadCloser
+	left  int64
+	err   error // sticky
 }
 
 // Read reads the next bytes.
@@ -131,9 +125,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, b.end()
 	}
-	b.stall.Reset(b.store.stall)
 	n, err := b.body.Read(p[:min(int64(len(p)), b.left)])
-	b.stall.Stop()
 	b.left -= int64(n)
 	switch {
 	case err == nil || (b.left == 0 && errors.Is(err, io.EOF)):
@@ -149,9 +141,7 @@ func (b *body) Read(p []byte) (int, error) {
 // no length could do.
 func (b *body) end() error {
 	var one [1]byte
-	b.stall.Reset(b.store.stall)
 	n, err := b.body.Read(one[:])
-	b.stall.Stop()
 	switch {
 	case n > 0:
 		b.err = errs.E(errs.Corrupt, "read", b.store.name(b.path), errors.New("the server sends more than was asked for"))
@@ -166,11 +156,8 @@ func (b *body) end() error {
 // fail classifies an error in mid-body: none of them says that the object is
 // not there, so that all but the caller's own are worth another request.
 func (b *body) fail(err error) error {
-	switch {
-	case b.ctx.Err() != nil:
+	if b.ctx.Err() != nil {
 		return errs.Wrap(b.ctx.Err(), "read", b.store.name(b.path))
-	case errors.Is(context.Cause(b.request), errStalled):
-		err = errStalled
 	}
 	return errs.E(errs.Unavailable, "read", b.store.name(b.path), fmt.Errorf("%d bytes are missing: %w", b.left, err))
 }
@@ -178,10 +165,8 @@ func (b *body) fail(err error) error {
 // Close ends the request. A body that was read to its end leaves its
 // connection to the next request; any other takes it along.
 func (b *body) Close() error {
-	b.stall.Stop()
 	if b.err == nil {
 		b.err = errs.E(errs.Invalid, "read", b.store.name(b.path), errors.New("the reader is closed"))
 	}
-	b.cancel(nil)
 	return b.body.Close()
 }

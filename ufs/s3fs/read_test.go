@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -104,7 +105,7 @@ func TestReadLies(t *testing.T) {
 		{"412", part, errs.Stale, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 412, "PreconditionFailed", "no") }},
 		{"416", part, errs.Stale, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 416, "InvalidRange", "no") }},
 		{"404", part, errs.NotFound, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 404, "NoSuchKey", "no") }},
-		{"404 of the bucket", part, errs.NotFound, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 404, "NoSuchBucket", "no") }},
+		{"404 of the bucket", part, errs.Unavailable, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 404, "NoSuchBucket", "no") }},
 		{"403", part, errs.Permission, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 403, "AccessDenied", "no") }},
 		{"bad key", part, errs.Permission, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 403, "InvalidAccessKeyId", "no") }},
 		{"bad signature", part, errs.Permission, func(w http.ResponseWriter, _ *http.Request) { answerError(w, 403, "SignatureDoesNotMatch", "no") }},
@@ -163,6 +164,24 @@ func TestReadWithoutETag(t *testing.T) {
 	}
 }
 
+// TestReadWithoutETagReplaced has a server without ETags that ignores the
+// condition on the time.
+func TestReadWithoutETagReplaced(t *testing.T) {
+	for _, tag := range []string{"lm:1136214244:1000", "lm:1136214245:999"} {
+		s := fakeStore(t, nil, func(w http.ResponseWriter, r *http.Request) {
+			answerObject(w, r, "", make([]byte, 1000)) // of 1136214245
+		})
+		length := int64(1000)
+		if strings.HasSuffix(tag, "999") {
+			length = 999
+		}
+		_, err := readAll(t, s, ufs.Object{Path: "k", Tag: tag, Length: length}, block.Extent{Length: 10})
+		if !errors.Is(err, errs.Stale) {
+			t.Errorf("%s: %v", tag, err)
+		}
+	}
+}
+
 func TestBodyBreaksOff(t *testing.T) {
 	server := testenv.StartS3(t)
 	b := server.Bucket(t, "bucket")
@@ -206,7 +225,7 @@ func TestRetries(t *testing.T) {
 	options := server.Options(t)
 	options[optEndpoint] = proxy.Endpoint
 	var c counts
-	s := openStore(t, ufs.Config{URI: "s3://bucket", Options: options, Observer: &c})
+	s := hasty(openStore(t, ufs.Config{URI: "s3://bucket", Options: options, Observer: &c}))
 	obj := ufs.Object{Path: "k", Tag: tag, Length: 5}
 	for _, fault := range []testenv.Fault{
 		{Status: http.StatusServiceUnavailable, Code: "SlowDown"},
@@ -249,7 +268,7 @@ func TestRetries(t *testing.T) {
 }
 
 func TestEndpointDown(t *testing.T) {
-	s := openStore(t, ufs.Config{URI: "s3://bucket/pre", Options: setKeys(t, "http://127.0.0.1:1")})
+	s := hasty(openStore(t, ufs.Config{URI: "s3://bucket/pre", Options: setKeys(t, "http://127.0.0.1:1")}))
 	_, err := s.Stat(t.Context(), "k")
 	if !errors.Is(err, errs.Unavailable) {
 		t.Errorf("got %v", err)
@@ -265,7 +284,7 @@ func TestBodyStalls(t *testing.T) {
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 	})
-	s.stall = 20 * time.Millisecond
+	s.guard.limit = 20 * time.Millisecond
 	got, err := readAll(t, s, ufs.Object{Path: "k", Tag: "tag", Length: 100}, block.Extent{Length: 100})
 	if len(got) != 10 || !errors.Is(err, errs.Unavailable) || !errors.Is(err, errStalled) {
 		t.Errorf("%d bytes, %v", len(got), err)

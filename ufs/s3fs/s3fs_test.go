@@ -2,6 +2,7 @@ package s3fs
 
 import (
 	"fmt"
+	"maps"
 	"sync/atomic"
 	"testing"
 
@@ -21,9 +22,8 @@ func TestConformance(t *testing.T) {
 		name, prefix string
 		pageSize     int32
 	}{
-		{"Bucket", "", 1000},
-		{"Prefix", "pre fix/ü", 1000},
-		{"SmallPages", "", 300},
+		{"Bucket", "", 40},
+		{"Prefix", "pre fix/ü", 10},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var buckets atomic.Int64
@@ -37,6 +37,17 @@ func TestConformance(t *testing.T) {
 					b.Put(t, "zzz", []byte("beside"))
 				}
 				return ufstest.Fixture{
+					PageSize: int(tc.pageSize),
+					OpenWith: func(t testing.TB, more map[string]string) ufs.Store {
+						t.Helper()
+						all := maps.Clone(options)
+						maps.Copy(all, more)
+						s, err := Open(t.Context(), ufs.Config{URI: b.URI(tc.prefix), Options: all})
+						if err != nil {
+							t.Fatal(err)
+						}
+						return s
+					},
 					Open: func(t testing.TB, observer ufs.Observer) ufs.Store {
 						t.Helper()
 						s, err := open(t.Context(), ufs.Config{URI: b.URI(tc.prefix), Options: options, Observer: observer})

@@ -14,23 +14,30 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 
 	"millrace/internal/errs"
 	"millrace/ufs"
+	"millrace/ufs/ufslimit"
 )
 
 // Store is a bucket or a prefix of one. It is safe for concurrent use.
 type Store struct {
-	client    *s3.Client
-	transport *http.Transport
-	bucket    string
-	prefix    string // "" or with a slash at its end
-	uri       string // without a slash at its end
-	pageSize  int32  // keys per listing request
-	stall     time.Duration
-	now       func() time.Time
+	client      *s3.Client
+	transport   *http.Transport
+	guard       *stallGuard
+	limiter     *ufslimit.Limiter
+	bucket      string
+	prefix      string // "" or with a slash at its end
+	uri         string // without a slash at its end
+	endpoint    string // for messages
+	payer       types.RequestPayer
+	customerKey *customerKey // nil: none
+	pageSize    int32        // keys per listing request
+	now         func() time.Time
+	pause       func(attempt int, err error) (time.Duration, error) // between attempts
 }
 
 var _ ufs.Opener = Open
@@ -61,19 +68,47 @@ func open(ctx context.Context, cfg ufs.Config) (*Store, error) {
 		bucket:    set.bucket,
 		uri:       strings.TrimSuffix(scheme+set.bucket+"/"+set.prefix, "/"),
 		pageSize:  1000, // the most that S3 answers
-		stall:     stallTimeout,
 		now:       time.Now,
+		pause:     backoff,
+	}
+	if err := s.setAccess(set); err != nil {
+		return nil, errs.E(errs.Invalid, "open under-store", cfg.URI, err)
 	}
 	if set.prefix != "" {
 		s.prefix = set.prefix + "/"
 	}
 	tuneTransport(s.transport, set.connections)
-	var rt http.RoundTripper = s.transport
+	s.guard = &stallGuard{next: s.transport, limit: stallTimeout}
+	var rt http.RoundTripper = s.guard
 	if cfg.Observer != nil {
 		rt = &observed{next: rt, observer: cfg.Observer}
 	}
-	s.client = newClient(awsConfig, set, &http.Client{Transport: rt, CheckRedirect: keepRedirects})
+	limits, err := ufs.ParseLimits(cfg.Options)
+	if err != nil {
+		return nil, errs.Wrap(err, "open under-store", cfg.URI)
+	}
+	s.limiter = ufslimit.New(limits)
+	s.client = s.newClient(awsConfig, set, &http.Client{Transport: rt, CheckRedirect: keepRedirects})
+	o := s.client.Options()
+	s.endpoint = aws.ToString(o.BaseEndpoint)
+	if s.customerKey != nil && !keepsSecrets(s.endpoint) {
+		return nil, errs.E(errs.Invalid, "open under-store", cfg.URI,
+			fmt.Errorf("a key of the customer's is sent over https alone, not to %s", s.endpoint))
+	}
+	if s.endpoint == "" {
+		s.endpoint = "AWS in region " + o.Region
+	}
 	return s, nil
+}
+
+// setAccess sets what goes with each request besides the signature.
+func (s *Store) setAccess(set settings) error {
+	if set.requesterPays {
+		s.payer = types.RequestPayerRequester
+	}
+	var err error
+	s.customerKey, err = set.loadCustomerKey()
+	return err
 }
 
 // loadConfig reads the SDK's environment variables and files, as far as the
@@ -106,7 +141,7 @@ func loadConfig(ctx context.Context, set settings) (aws.Config, error) {
 	return config.LoadDefaultConfig(ctx, opts...)
 }
 
-func newClient(awsConfig aws.Config, set settings, client *http.Client) *s3.Client {
+func (s *Store) newClient(awsConfig aws.Config, set settings, client *http.Client) *s3.Client {
 	return s3.NewFromConfig(awsConfig, func(o *s3.Options) {
 		o.HTTPClient = client
 		o.Credentials = boundedCredentials{next: awsConfig.Credentials}
@@ -129,14 +164,26 @@ func newClient(awsConfig aws.Config, set settings, client *http.Client) *s3.Clie
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 		o.DisableLogOutputChecksumValidationSkipped = true
-		o.Retryer = retry.NewStandard(func(r *retry.StandardOptions) {
-			r.MaxAttempts = maxAttempts
-			r.Backoff = retry.BackoffDelayerFunc(backoff)
-			r.Retryables = append(r.Retryables, retry.RetryableHTTPStatusCode{
-				Codes: map[int]struct{}{http.StatusTooManyRequests: {}},
-			})
-		})
+		o.Retryer = newRetryer(func(attempt int, err error) (time.Duration, error) { return s.pause(attempt, err) })
+		if s.limiter != nil {
+			o.APIOptions = append(o.APIOptions, limitAttempts(s.limiter))
+		}
 	})
+}
+
+// limitAttempts makes each attempt wait for its turn, before it is signed: a
+// signature is good for a quarter of an hour.
+func limitAttempts(limiter *ufslimit.Limiter) func(*middleware.Stack) error {
+	step := middleware.FinalizeMiddlewareFunc("MillraceLimit",
+		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+			if err := limiter.Request(ctx); err != nil {
+				return middleware.FinalizeOutput{}, middleware.Metadata{}, err
+			}
+			return next.HandleFinalize(ctx, in)
+		})
+	return func(stack *middleware.Stack) error {
+		return stack.Finalize.Insert(step, (*retry.Attempt)(nil).ID(), middleware.After)
+	}
 }
 
 // Close closes the idle connections.
@@ -169,7 +216,11 @@ func (s *Store) Stat(ctx context.Context, path string) (ufs.Info, error) {
 }
 
 func (s *Store) statFile(ctx context.Context, path string) (ufs.Info, error) {
-	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(path))})
+	in := &s3.HeadObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(path)), RequestPayer: s.payer}
+	if k := s.customerKey; k != nil {
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = aws.String(customerAlgorithm), &k.key, &k.md5
+	}
+	out, err := s.client.HeadObject(ctx, in)
 	if err != nil {
 		return ufs.Info{}, s.fail(ctx, "stat", path, err)
 	}
@@ -184,7 +235,7 @@ func (s *Store) statFile(ctx context.Context, path string) (ufs.Info, error) {
 // bucket does.
 func (s *Store) dirExists(ctx context.Context, op, path string) (bool, error) {
 	out, err := s.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
-		Bucket: &s.bucket, Prefix: aws.String(s.dirKey(path)), MaxKeys: aws.Int32(1),
+		Bucket: &s.bucket, Prefix: aws.String(s.dirKey(path)), MaxKeys: aws.Int32(1), RequestPayer: s.payer,
 	})
 	if err != nil {
 		return false, s.fail(ctx, op, path, err)

@@ -1,7 +1,9 @@
 package s3fs
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -47,6 +49,65 @@ func keepRedirects(*http.Request, []*http.Request) error { return http.ErrUseLas
 type observed struct {
 	next     http.RoundTripper
 	observer ufs.Observer
+}
+
+// stallTimeout is how long a body may bring no byte while a reader waits.
+const stallTimeout = 30 * time.Second
+
+// errStalled is why a request was canceled by its own reader.
+var errStalled = errors.New("the server sends nothing more")
+
+// stallGuard cuts off answers that begin and then stop: neither the transport
+// nor the SDK has a bound on that.
+type stallGuard struct {
+	next  http.RoundTripper
+	limit time.Duration
+}
+
+// RoundTrip does one attempt.
+func (g *stallGuard) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
+	resp, err := g.next.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = &guardedBody{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, limit: g.limit}
+	return resp, nil
+}
+
+// guardedBody cancels its own request when it waits too long.
+type guardedBody struct {
+	io.ReadCloser
+	ctx    context.Context //nolint:containedctx // the body's life is the request's
+	cancel context.CancelCauseFunc
+	limit  time.Duration
+	timer  *time.Timer // runs while the server is waited for; nil before that
+}
+
+// Read reads the next bytes.
+func (b *guardedBody) Read(p []byte) (int, error) {
+	if b.timer == nil {
+		b.timer = time.AfterFunc(b.limit, func() { b.cancel(errStalled) })
+	} else {
+		b.timer.Reset(b.limit)
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.timer.Stop()
+	if err != nil && !errors.Is(err, io.EOF) && errors.Is(context.Cause(b.ctx), errStalled) {
+		err = errStalled
+	}
+	return n, err
+}
+
+// Close ends the request. A body that was read to its end has left its
+// connection to the next request; any other takes it along.
+func (b *guardedBody) Close() error {
+	if b.timer != nil {
+		b.timer.Stop()
+	}
+	b.cancel(nil)
+	return b.ReadCloser.Close()
 }
 
 // The operations that observers are told.

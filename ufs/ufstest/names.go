@@ -189,12 +189,13 @@ func testListErrors(t *testing.T, f Fixture) {
 // testListMany has more names in one directory than any page of a server, and
 // a directory in the middle of them.
 func testListMany(t *testing.T, f Fixture) {
-	const files, deep = 2050, 60
+	page := f.pageSize()
+	files, deep := 2*page+page/20, max(page/20, 3)
 	name := func(i int) string {
 		if i < files {
 			return fmt.Sprintf("many/%05d", i)
 		}
-		return fmt.Sprintf("many/01000.d/%03d/x", i-files)
+		return fmt.Sprintf("many/%05d.d/%03d/x", page, i-files)
 	}
 	f.PutMany(t, files+deep, func(i int) (string, []byte) { return name(i), content(i, i%7) })
 	f.Put(t, "many2", content(1, 1))
@@ -208,7 +209,7 @@ func testListMany(t *testing.T, f Fixture) {
 		}
 	}
 	slices.Sort(recursive)
-	children = append(children, "many/01000.d/")
+	children = append(children, fmt.Sprintf("many/%05d.d/", page))
 	slices.Sort(children)
 	got := list(t.Context(), t, s, "many", ufs.ListOptions{})
 	gotPaths := paths(got)
@@ -223,11 +224,11 @@ func testListMany(t *testing.T, f Fixture) {
 		}
 	}
 	checkRecursive(t, s, "many", recursive)
-	for _, i := range []int{0, 999, 1000, 1030, 2000, len(recursive) - 1} {
+	for _, i := range []int{0, page - 1, page, page + deep/2, 2 * page, len(recursive) - 1} {
 		checkAfter(t, s, "many", recursive, recursive[i])
 	}
-	checkAfter(t, s, "many", recursive, recursive[1030]+"\x01")
-	checkAfter(t, s, "", append(slices.Clone(recursive), "many2"), "many/01999")
+	checkAfter(t, s, "many", recursive, recursive[page+deep/2]+"\x01")
+	checkAfter(t, s, "", append(slices.Clone(recursive), "many2"), name(2*page-1))
 }
 
 func testListRecursive(t *testing.T, f Fixture) {

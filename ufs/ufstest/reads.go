@@ -257,7 +257,7 @@ func testZeroBytes(t *testing.T, f Fixture) {
 func testCanceled(t *testing.T, f Fixture) {
 	const size = 8 << 20
 	f.Put(t, "f", content(1, size))
-	f.PutMany(t, 1100, func(i int) (string, []byte) { return fmt.Sprintf("d/%04d", i), nil })
+	f.PutMany(t, f.pageSize()*11/10, func(i int) (string, []byte) { return fmt.Sprintf("d/%04d", i), nil })
 	before := goleak.IgnoreCurrent()
 	s := f.Open(t, nil)
 	o := object(t, s, "f")

@@ -15,6 +15,9 @@ import (
 type Fixture struct {
 	// Open opens the store; observer may be nil. The suite closes it.
 	Open func(t testing.TB, observer ufs.Observer) ufs.Store
+	// OpenWith opens the store by its Opener, with these options besides its
+	// own. The suite closes it.
+	OpenWith func(t testing.TB, options map[string]string) ufs.Store
 	// Put makes or replaces a file, with the directories above it. A replaced
 	// file has another version, also when its length stays.
 	Put func(t testing.TB, path string, data []byte)
@@ -22,6 +25,9 @@ type Fixture struct {
 	PutMany func(t testing.TB, n int, object func(i int) (path string, data []byte))
 	// Delete removes a file.
 	Delete func(t testing.TB, path string)
+	// PageSize is how many names one answer of the server lists; 0 is 1,000.
+	// The suite makes a directory of more than two answers.
+	PageSize int
 	// Mkdir makes an empty directory; nil when the store has none.
 	Mkdir func(t testing.TB, path string)
 }
@@ -55,6 +61,7 @@ func Run(t *testing.T, empty func(t *testing.T) Fixture) {
 		{"OddNames", testOddNames},
 		{"Canceled", testCanceled},
 		{"Observer", testObserver},
+		{"Limits", testLimits},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.run(t, empty(t)) })
 	}
@@ -70,6 +77,13 @@ func (f Fixture) open(t *testing.T) ufs.Store {
 		}
 	})
 	return s
+}
+
+func (f Fixture) pageSize() int {
+	if f.PageSize == 0 {
+		return 1000
+	}
+	return f.PageSize
 }
 
 // stat describes a path that has to exist.
