@@ -81,7 +81,7 @@ func TestCrashAtEveryRecord(t *testing.T) {
 				if err := os.Truncate(filepath.Join(to, rel), cut); err != nil {
 					t.Fatal(err)
 				}
-				// The files are not sparse after the copy; that is for the
+				// The files take more room after the copy; that is for the
 				// recovery to find.
 				checkRecovered(t, to, files, boot)
 			})

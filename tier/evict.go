@@ -38,8 +38,8 @@ func (d *dir) reserve(bytes, inodes int64) error {
 		if err := d.index.failure(); err != nil {
 			return err
 		}
-		done, any := d.evictNext()
-		if !any {
+		done, found := d.evictNext()
+		if !found {
 			return fmt.Errorf("%w: all that is cached is in use", errs.NoSpace)
 		}
 		if !done {
@@ -51,8 +51,8 @@ func (d *dir) reserve(bytes, inodes int64) error {
 	return nil
 }
 
-// evictNext gives up one victim. any is false if there is none.
-func (d *dir) evictNext() (done, any bool) {
+// evictNext gives up one victim. found is false if there is none.
+func (d *dir) evictNext() (done, found bool) {
 	if p := d.nextSuperseded(); p != nil {
 		n := d.detach(p, true)
 		if n > 0 {
@@ -112,7 +112,7 @@ func (d *dir) evict(u *unit) bool {
 	var changed []uint32
 	var freed int64
 	if p.has(partByBlock) {
-		changed = []uint32{u.index}
+		changed = []uint32{u.word}
 		freed = d.evictBlock(p, u)
 		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() {
 			d.evictWhole(p)
@@ -179,19 +179,19 @@ func (d *dir) evictWhole(p *part) int64 {
 	if f != nil {
 		err = d.fs.Remove(d.partName(p.id))
 	}
-	d.letGo(p) // closing ends the lease
-	d.forget(p)
+	d.leaves.grow(leafOf(p.id), -1)
+	// The name goes before the part does: whoever looks for the file waits
+	// for p.mu, and only then makes a new one.
 	if f == nil || err == nil {
 		p.flags &^= partCreated
-	}
-	switch {
-	case f == nil || err == nil:
-		d.leaves.grow(leafOf(p.id), -1)
+		d.forget(p)
+		d.letGo(p) // closing ends the lease
 		d.ledger.free(charge, 1)
-	default:
+	} else {
 		d.ioError("remove victim", err)
-		d.ledger.hold(charge)
 		d.moveToHeld(p)
+		d.forget(p)
+		d.ledger.hold(charge)
 		d.finishHeld(p)
 	}
 	d.store.stats.evictedFiles.Add(1)
@@ -220,7 +220,7 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	}
 	bytes, charge := u.cachedBytes(), d.charge(u)
 	d.queue.remove(u)
-	delete(p.set.blocks, u.index)
+	delete(p.set.blocks, u.word)
 	d.store.cachedBytes.Add(-bytes)
 	e := p.geometry().PagesExtent(first, end)
 	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
@@ -274,10 +274,16 @@ func (d *dir) detachLocked(p *part) (int64, error) {
 		return 0, err
 	}
 	bytes, charge := p.cachedBytes(), d.partCharge(p)
-	d.forget(p)
 	if !p.has(partCreated) {
+		d.forget(p)
 		return bytes, nil
 	}
+	if !gone {
+		// The name goes while the part is still found: whoever looks for the
+		// file waits for p.mu, and only then makes a new one.
+		d.moveToHeld(p)
+	}
+	d.forget(p)
 	if gone {
 		p.flags &^= partCreated
 		d.leaves.grow(leafOf(p.id), -1)
@@ -286,7 +292,6 @@ func (d *dir) detachLocked(p *part) (int64, error) {
 	}
 	d.leaves.grow(leafOf(p.id), -1)
 	d.ledger.hold(charge)
-	d.moveToHeld(p)
 	if p.refs == 0 {
 		d.finishHeld(p)
 	}
@@ -312,7 +317,7 @@ func (d *dir) finishHeld(p *part) {
 	p.flags &^= partCreated
 }
 
-// moveToHeld takes the name of a forgotten part away, so that the same file
+// moveToHeld takes the name of a part away that is about to be forgotten, so that the same file
 // can be cached anew. Where that fails the file stays charged, and the next
 // start finds it.
 func (d *dir) moveToHeld(p *part) {
@@ -444,10 +449,10 @@ func (p *part) changedBlocks() []uint32 {
 			return
 		}
 		if p.has(partByBlock) {
-			all = append(all, u.index)
+			all = append(all, u.word)
 			return
 		}
-		for i := range uint32(g.Blocks()) { //nolint:gosec // Geometry bounds the number of blocks
+		for i := range uint32(g.Blocks()) {
 			if p.blockState(i).CachedBytes > 0 {
 				all = append(all, i)
 			}
@@ -472,8 +477,8 @@ func (d *dir) logDropPages(u *unit, first, end int64) error {
 		b := first / perBlock
 		stop := min(end, (b+1)*perBlock, g.Pages())
 		frames = appendFrame(frames, &record{
-			Type: recordDropPages, Serial: u.part.serial, Block: uint32(b), //nolint:gosec // Geometry bounds the number of blocks
-			First: uint32(first - b*perBlock), Count: uint32(stop - first), //nolint:gosec // within a block
+			Type: recordDropPages, Serial: u.part.serial, Block: uint32(b),
+			First: uint32(first - b*perBlock), Count: uint32(stop - first),
 		})
 		first = stop
 	}

@@ -147,7 +147,7 @@ func TestEvictionFaults(t *testing.T) {
 // TestRandomFaults fails operations at random; whatever is read is right, and
 // after a restart the ledger is.
 func TestRandomFaults(t *testing.T) {
-	for seed := range uint64(12) {
+	for seed := range uint64(6) {
 		rnd := newRand(seed)
 		dir := t.TempDir()
 		ffs := vfs.Faulty(quick())
@@ -170,7 +170,7 @@ func TestRandomFaults(t *testing.T) {
 				s.upkeep()
 			}
 			if i%40 == 17 {
-				_ = s.dirs[0].compact(true) //nolint:errcheck // it may well fail
+				_ = s.dirs[0].compact(true)
 			}
 		}
 		ffs.Set()

@@ -214,7 +214,7 @@ func (l *leaves) want(leaf int) int64 {
 // charged notes that need's bytes are in the ledger.
 func (l *leaves) charged(leaf int, bytes int64) {
 	l.mu.Lock()
-	l.blocks[leaf] += int32(bytes / l.block) //nolint:gosec // a few blocks
+	l.blocks[leaf] += int32(bytes / l.block)
 	l.mu.Unlock()
 }
 

@@ -142,7 +142,7 @@ func (r *Reservation) Fill(page int64, data []byte) (crc uint32, err error) {
 	if present {
 		r.s.stats.filledPages.Add(1)
 		r.s.stats.filledBytes.Add(int64(len(data)))
-		r.s.notifyOne(p.id, uint32(g.BlockOf(g.Page(page).Offset))) //nolint:gosec // Geometry bounds the number of blocks
+		r.s.notifyOne(p.id, uint32(g.BlockOf(g.Page(page).Offset)))
 	}
 	if r.d.unsynced.Load() >= checkBytes {
 		select {
@@ -312,8 +312,8 @@ func appendPages(b []byte, p *part, page int64, crcs []uint32, flags uint8) []by
 	i := page / perBlock
 	return appendFrame(b, &record{
 		Type: recordPages, Kind: kindCached, Flags: flags, Serial: p.serial,
-		Block: uint32(i), BlockLength: uint32(g.Block(i).Length), //nolint:gosec // Geometry bounds both
-		First: uint32(page - i*perBlock), CRCs: crcs, //nolint:gosec // within a block
+		Block: uint32(i), BlockLength: uint32(g.Block(i).Length),
+		First: uint32(page - i*perBlock), CRCs: crcs,
 	})
 }
 

@@ -89,7 +89,7 @@ func (d *dir) unpin(p *part, first, end int64) {
 		if u.pins.Add(-1) == 0 && p.has(partByBlock) && !p.has(partDead) && u.count() == 0 {
 			d.ledger.free(d.charge(u), 0)
 			d.queue.remove(u)
-			delete(p.set.blocks, u.index)
+			delete(p.set.blocks, u.word)
 		}
 	})
 	p.refs--
@@ -364,7 +364,7 @@ func (h *Handle) corrupt(page int64, cause error) error {
 	dead := p.has(partDead)
 	p.mu.Unlock()
 	if !dead {
-		h.s.notifyOne(p.id, uint32(page/int64(p.blockPages))) //nolint:gosec // Geometry bounds the number of blocks
+		h.s.notifyOne(p.id, uint32(page/int64(p.blockPages)))
 	}
 	return errs.E(errs.Corrupt, "read", p.path(), cause)
 }

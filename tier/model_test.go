@@ -1,6 +1,7 @@
 package tier
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -59,10 +60,11 @@ type model struct {
 const modelCapacity = 4 * mib
 
 func newModel(t *testing.T, rt *rapid.T) *model {
+	t.Helper()
 	m := &model{t: t, rt: rt, dir: t.TempDir(), harmed: map[block.FileID]map[int64]bool{}}
 	for i, length := range []int64{1, 4096, 100_000, page, page + 1, 3 * page, 10*page - 5, 40 * page} {
-		m.files = append(m.files, testFileBlocks(fmt.Sprintf("d%d/f%d", i%3, i), "v1", length, 4*page))
-		m.files = append(m.files, testFileBlocks(fmt.Sprintf("d%d/f%d", i%3, i), "v2", length+1, 4*page))
+		name := fmt.Sprintf("d%d/f%d", i%3, i)
+		m.files = append(m.files, testFileBlocks(name, "v1", length, 4*page), testFileBlocks(name, "v2", length+1, 4*page))
 	}
 	m.files = append(m.files, testFileBlocks("large", "v1", wholeLimit+9*page+1, 4*page))
 	m.open()
@@ -166,7 +168,7 @@ func (m *model) read(rt *rapid.T) {
 			delete(h.present, p)
 		case err != nil:
 			rt.Fatal(err)
-		case string(got) != string(want):
+		case !bytes.Equal(got, want):
 			rt.Fatalf("wrong bytes in page %d of %s", p, h.f.Path)
 		default:
 			h.present[p] = true

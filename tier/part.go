@@ -27,11 +27,11 @@ const (
 type unit struct {
 	prev, next *unit // the policy's
 	part       *part
-	set        *pageSet // nil for a unit of one page without blocks
-	crc        uint32   // of the only page
-	index      uint32   // block index; 0 for a whole part
+	set        *pageSet // nil for a whole part of one page, and while there is none
+	word       uint32   // whole part of one page: its CRC; block: its index
 	pins       atomic.Int32
 	state      atomic.Uint32
+	refs       int32 // whole part: its handles and reservations; here it fills a gap
 }
 
 // pageSet is the pages of a unit of several pages, or the blocks of a large
@@ -64,7 +64,6 @@ type part struct {
 	file       *openFile // nil when no descriptor is open
 	serial     uint64    // names this part in the index
 	pathLen    uint32
-	refs       int32  // handles and reservations
 	blockPages uint16 // pages per block
 	flags      uint8
 	dirIndex   uint8
@@ -96,7 +95,7 @@ func (u *unit) unitPages() (first, end int64) {
 	if !p.has(partByBlock) {
 		return 0, pages
 	}
-	first = int64(u.index) * int64(p.blockPages)
+	first = int64(u.word) * int64(p.blockPages)
 	return first, min(first+int64(p.blockPages), pages)
 }
 
@@ -106,7 +105,7 @@ func (p *part) unitOf(page int64) *unit {
 	if !p.has(partByBlock) {
 		return &p.unit
 	}
-	return p.set.blocks[uint32(page/int64(p.blockPages))] //nolint:gosec // Geometry bounds the number of blocks
+	return p.set.blocks[uint32(page/int64(p.blockPages))]
 }
 
 // makeUnit is unitOf that makes the block if need be.
@@ -114,8 +113,8 @@ func (p *part) makeUnit(page int64) *unit {
 	if u := p.unitOf(page); u != nil {
 		return u
 	}
-	u := &unit{part: p, index: uint32(page / int64(p.blockPages))} //nolint:gosec // Geometry bounds the number of blocks
-	p.set.blocks[u.index] = u
+	u := &unit{part: p, word: uint32(page / int64(p.blockPages))}
+	p.set.blocks[u.word] = u
 	return u
 }
 
@@ -129,7 +128,7 @@ func (p *part) each(first, end int64, fn func(u *unit)) {
 	}
 	n := int64(p.blockPages)
 	for b := first / n; b*n < end; b++ {
-		if u := p.set.blocks[uint32(b)]; u != nil { //nolint:gosec // Geometry bounds the number of blocks
+		if u := p.set.blocks[uint32(b)]; u != nil {
 			fn(u)
 		}
 	}
@@ -169,7 +168,7 @@ func (u *unit) isVerified(page int64) bool {
 // crcOf returns the checksum of a page that is present.
 func (u *unit) crcOf(page int64) uint32 {
 	if u.set == nil {
-		return u.crc
+		return u.word
 	}
 	return u.set.crcs[u.slot(page)]
 }
@@ -177,8 +176,8 @@ func (u *unit) crcOf(page int64) uint32 {
 // setPage makes page present.
 func (u *unit) setPage(page int64, crc uint32, verified bool) {
 	first, end := u.unitPages()
-	if end-first == 1 {
-		u.crc = crc
+	if end-first == 1 && !u.part.has(partByBlock) {
+		u.word = crc
 		u.state.Or(unitPresent)
 		u.setVerified(page, verified)
 		return
@@ -228,7 +227,7 @@ func (u *unit) clearPage(page int64) {
 
 // clearAll makes all pages absent and gives their memory back.
 func (u *unit) clearAll() {
-	u.state.And(^uint32(unitPresent | unitVerified | unitCharged | unitVisited))
+	u.state.And(^(unitPresent | unitVerified | unitCharged | unitVisited))
 	if u.set != nil && u.set.blocks == nil {
 		u.set = nil
 	}
@@ -244,35 +243,30 @@ func (u *unit) unverify() {
 
 func (u *unit) slot(page int64) int64 {
 	if u.part.has(partByBlock) {
-		return page - int64(u.index)*int64(u.part.blockPages)
+		return page - int64(u.word)*int64(u.part.blockPages)
 	}
 	return page
 }
 
 // count returns the number of pages present.
 func (u *unit) count() int64 {
-	switch {
-	case u.set == nil:
-		if u.state.Load()&unitPresent != 0 {
-			return 1
-		}
-		return 0
-	default:
+	if u.set != nil {
 		return int64(u.set.count)
 	}
+	if u.state.Load()&unitPresent != 0 {
+		return 1
+	}
+	return 0
 }
 
 // bytes returns the file bytes of the pages present in [first, end), which
 // are pages of u.
 func (u *unit) bytes(first, end int64) int64 {
 	var n int64
-	switch {
-	case u.set == nil:
-		if first < end && u.state.Load()&unitPresent != 0 {
-			n = 1
-		}
-	default:
+	if u.set != nil {
 		n = countBits(u.set.present, u.slot(first), u.slot(end))
+	} else if first < end && u.state.Load()&unitPresent != 0 {
+		n = 1
 	}
 	n *= block.PageSize
 	if n > 0 {
@@ -341,7 +335,7 @@ func (p *part) blockStates(all []BlockState) []BlockState {
 		return all
 	}
 	g := p.geometry()
-	for i := range uint32(g.Blocks()) { //nolint:gosec // Geometry bounds the number of blocks
+	for i := range uint32(g.Blocks()) {
 		if p.has(partByBlock) && p.set.blocks[i] == nil {
 			continue
 		}

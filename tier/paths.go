@@ -51,7 +51,7 @@ func (x *pathIndex) below(mountID uint64, path string) []*part {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var found []*part
-	from := &part{mountID: mountID, text: path, pathLen: uint32(len(path))} //nolint:gosec // paths are short
+	from := &part{mountID: mountID, text: path, pathLen: uint32(len(path))}
 	x.tree.Ascend(from, func(q *part) bool {
 		if q.mountID != mountID || !strings.HasPrefix(q.path(), path) {
 			return false

@@ -102,10 +102,10 @@ func appendFrame(b []byte, r *record) []byte {
 		b = le.AppendUint64(b, r.Serial)
 		b = append(b, r.File[:]...)
 		b = le.AppendUint64(b, r.MountID)
-		b = le.AppendUint64(b, uint64(r.Length))    //nolint:gosec // not negative
-		b = le.AppendUint64(b, uint64(r.BlockSize)) //nolint:gosec // positive
-		b = le.AppendUint32(b, uint32(len(r.Path))) //nolint:gosec // bounded by File.validate
-		b = le.AppendUint32(b, uint32(len(r.Tag)))  //nolint:gosec // bounded by File.validate
+		b = le.AppendUint64(b, uint64(r.Length))
+		b = le.AppendUint64(b, uint64(r.BlockSize))
+		b = le.AppendUint32(b, uint32(len(r.Path)))
+		b = le.AppendUint32(b, uint32(len(r.Tag)))
 		b = append(append(b, r.Path...), r.Tag...)
 	case recordPages:
 		b = append(b, r.Type, byte(r.Kind), r.Flags, 0)
@@ -114,7 +114,7 @@ func appendFrame(b []byte, r *record) []byte {
 		b = le.AppendUint32(b, r.Block)
 		b = le.AppendUint32(b, r.BlockLength)
 		b = le.AppendUint32(b, r.First)
-		b = le.AppendUint32(b, uint32(len(r.CRCs))) //nolint:gosec // at most maxPagesPerBlock
+		b = le.AppendUint32(b, uint32(len(r.CRCs)))
 		for _, crc := range r.CRCs {
 			b = le.AppendUint32(b, crc)
 		}
@@ -137,7 +137,7 @@ func appendFrame(b []byte, r *record) []byte {
 		b = le.AppendUint64(b, r.Records)
 	}
 	payload := b[start+frameHeader:]
-	le.PutUint32(b[start:], uint32(len(payload))) //nolint:gosec // at most maxPayload
+	le.PutUint32(b[start:], uint32(len(payload)))
 	le.PutUint32(b[start+4:], frameChecksum(b[start:start+4], payload))
 	return b
 }
@@ -178,8 +178,8 @@ func (r *record) decodePart(b []byte) error {
 	r.Serial = le.Uint64(b[4:])
 	copy(r.File[:], b[12:28])
 	r.MountID = le.Uint64(b[28:])
-	r.Length = int64(le.Uint64(b[36:]))    //nolint:gosec // Validate refuses the negative
-	r.BlockSize = int64(le.Uint64(b[44:])) //nolint:gosec // Validate refuses the negative
+	r.Length = int64(le.Uint64(b[36:]))
+	r.BlockSize = int64(le.Uint64(b[44:]))
 	path, tag := uint64(le.Uint32(b[52:])), uint64(le.Uint32(b[56:]))
 	if path > block.MaxPathLength || tag > block.MaxTagLength || uint64(len(b)) != partFixed+path+tag {
 		return fmt.Errorf("%w: part of %d bytes with a path of %d and a tag of %d", errRecord, len(b), path, tag)

@@ -148,7 +148,7 @@ func FuzzReadRecords(f *testing.F) {
 	f.Add(file[:len(file)-3])
 	f.Fuzz(func(t *testing.T, file []byte) {
 		last := int64(headerSize)
-		_, valid, torn, err := readRecords(bytes.NewReader(file), segmentMagic, func(_ *record, end int64) error {
+		valid, torn, err := readRecords(bytes.NewReader(file), segmentMagic, func(_ *record, end int64) error {
 			if end <= last || end > int64(len(file)) {
 				t.Fatalf("record ends at %d, after %d, of %d", end, last, len(file))
 			}

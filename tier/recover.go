@@ -176,7 +176,7 @@ func (r *recovery) readFile(name, magic string) (size int64, err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	ended := magic == segmentMagic
-	_, valid, torn, err := readRecords(f, magic, func(rec *record, end int64) error {
+	valid, torn, err := readRecords(f, magic, func(rec *record, end int64) error {
 		ended = ended || rec.Type == recordEnd
 		return r.apply(rec, end)
 	})
@@ -232,7 +232,7 @@ func (r *recovery) apply(rec *record, end int64) error {
 		}
 	case recordCheckpoint:
 		r.clean = rec.Flags&flagClean != 0
-		done := logPosition{rec.Segment, int64(min(rec.Offset, math.MaxInt64))} //nolint:gosec // cut by min
+		done := logPosition{rec.Segment, int64(min(rec.Offset, math.MaxInt64))}
 		r.suspects = slices.DeleteFunc(r.suspects, func(s suspect) bool {
 			return cmp.Or(cmp.Compare(s.at.segment, done.segment), cmp.Compare(s.at.offset, done.offset)) <= 0
 		})
@@ -319,7 +319,7 @@ func (r *recovery) dropPages(p *part, first, end int64) {
 		r.d.queue.remove(u)
 		u.clearAll()
 		if p.has(partByBlock) {
-			delete(p.set.blocks, u.index)
+			delete(p.set.blocks, u.word)
 		}
 	}
 }
@@ -522,7 +522,7 @@ func (r *recovery) checkSuspects() error {
 				return err
 			}
 			e := g.Page(i)
-			n, _ := f.ReadAt(page[:e.Length], e.Offset) //nolint:errcheck // a page that cannot be read is dropped
+			n, _ := f.ReadAt(page[:e.Length], e.Offset)
 			if int64(n) == e.Length && block.Checksum(page[:n]) == u.crcOf(i) {
 				u.setVerified(i, true)
 				r.verified++
@@ -583,7 +583,7 @@ func (r *recovery) openLog() error {
 		if !isNoSpace(err) {
 			return err
 		}
-		if done, any := d.evictNext(); !any || !done {
+		if done, found := d.evictNext(); !found || !done {
 			return errs.E(errs.NoSpace, "", "", err)
 		}
 	}

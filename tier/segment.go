@@ -90,17 +90,17 @@ func parseIndexName(name, prefix string) (seq uint64, ok bool) {
 // the offset up to which the file is good, and torn says that bytes follow
 // it. An error is one of the disk, of a newer release, or of apply. The
 // record is reused. Memory is bounded by the largest frame.
-func readRecords(f io.ReaderAt, magic string, apply func(r *record, end int64) error) (h header, valid int64, torn bool, err error) {
+func readRecords(f io.ReaderAt, magic string, apply func(r *record, end int64) error) (valid int64, torn bool, err error) {
 	src := bufio.NewReaderSize(io.NewSectionReader(f, 0, 1<<62), 1<<20)
 	head := make([]byte, headerSize)
 	if _, err := io.ReadFull(src, head); err != nil {
-		return header{}, 0, true, ignoreEOF(err)
+		return 0, true, ignoreEOF(err)
 	}
-	if h, err = decodeHeader(head, magic); err != nil {
+	if _, err = decodeHeader(head, magic); err != nil {
 		if errors.Is(err, errNewerRecord) {
-			return h, 0, true, errs.E(errs.Invalid, "", "", err)
+			return 0, true, errs.E(errs.Invalid, "", "", err)
 		}
-		return h, 0, true, nil
+		return 0, true, nil
 	}
 	valid = headerSize
 	var r record
@@ -108,17 +108,17 @@ func readRecords(f io.ReaderAt, magic string, apply func(r *record, end int64) e
 	for {
 		payload, torn, err = readFrame(src, payload)
 		if err != nil || payload == nil {
-			return h, valid, torn, err
+			return valid, torn, err
 		}
 		if err := decodeRecord(payload, &r); err != nil {
 			if errors.Is(err, errNewerRecord) {
-				return h, valid, true, errs.E(errs.Invalid, "", "", err)
+				return valid, true, errs.E(errs.Invalid, "", "", err)
 			}
-			return h, valid, true, nil
+			return valid, true, nil
 		}
 		valid += int64(frameHeader + len(payload))
 		if err := apply(&r, valid); err != nil {
-			return h, valid, false, err
+			return valid, false, err
 		}
 	}
 }

@@ -188,8 +188,8 @@ func (s *Store) newPart(f File) *part {
 	p := &part{
 		id: f.ID, mountID: f.MountID, text: f.Path + f.Tag, length: f.Length,
 		serial:     d.serial.Add(1),
-		pathLen:    uint32(len(f.Path)),                  //nolint:gosec // bounded by File.validate
-		blockPages: uint16(f.BlockSize / block.PageSize), //nolint:gosec // at most 4096
+		pathLen:    uint32(len(f.Path)),
+		blockPages: uint16(f.BlockSize / block.PageSize),
 		dirIndex:   d.num,
 	}
 	p.unit.part = p

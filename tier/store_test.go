@@ -1,6 +1,7 @@
 package tier
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -47,7 +48,7 @@ func TestFillAndRead(t *testing.T) {
 		}
 		want := make([]byte, length)
 		content(f, want, 0)
-		if string(got[:n]) != string(want) {
+		if !bytes.Equal(got[:n], want) {
 			t.Fatal("wrong bytes")
 		}
 		crc, ok := h.PageCRC(g.Pages() - 1)
@@ -60,7 +61,7 @@ func TestFillAndRead(t *testing.T) {
 		}
 		if ok {
 			b := make([]byte, length)
-			if _, err := file.ReadAt(b, base); err != nil || string(b) != string(want) {
+			if _, err := file.ReadAt(b, base); err != nil || !bytes.Equal(b, want) {
 				t.Fatalf("wrong bytes in the section: %v", err)
 			}
 		}

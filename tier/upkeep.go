@@ -32,8 +32,8 @@ func (d *dir) checkpointLocked(flags uint8) error {
 	}
 	err := d.index.append(appendFrame(nil, &record{
 		Type: recordCheckpoint, Flags: flags, Segment: pos.segment,
-		Offset: uint64(pos.offset),             //nolint:gosec // not negative
-		UnixMS: uint64(time.Now().UnixMilli()), //nolint:gosec // after 1970
+		Offset: uint64(pos.offset),
+		UnixMS: uint64(time.Now().UnixMilli()),
 	}))
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func (d *dir) shrink() {
 		if st := d.ledger.state(); st.used <= st.limit {
 			return
 		}
-		if done, any := d.evictNext(); !any || !done {
+		if done, found := d.evictNext(); !found || !done {
 			return
 		}
 	}

@@ -252,7 +252,7 @@ func (f *faultyFile) ReadAt(p []byte, off int64) (int, error) {
 
 func (f *faultyFile) WriteAt(p []byte, off int64) (int, error) {
 	if short, err := f.fs.check("write", f.name); err != nil {
-		n, _ := f.File.WriteAt(p[:min(short, len(p))], off) //nolint:errcheck // the injected error is the one to report
+		n, _ := f.File.WriteAt(p[:min(short, len(p))], off)
 		return n, err
 	}
 	return f.File.WriteAt(p, off)

@@ -17,7 +17,7 @@ func OS() FS { return osFS{} }
 type osFS struct{}
 
 func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, perm) //nolint:gosec // names come from the store's own layout
+	f, err := os.OpenFile(name, flag|syscall.O_CLOEXEC|syscall.O_NOFOLLOW, perm)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +30,7 @@ func (osFS) Remove(name string) error                     { return os.Remove(nam
 func (osFS) Stat(name string) (fs.FileInfo, error)        { return os.Lstat(name) }
 
 func (osFS) ReadDir(name string) (_ []fs.DirEntry, err error) {
-	d, err := os.Open(name) //nolint:gosec // names come from the store's own layout
+	d, err := os.Open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (osFS) ReadDir(name string) (_ []fs.DirEntry, err error) {
 }
 
 func (osFS) SyncDir(name string) (err error) {
-	d, err := os.Open(name) //nolint:gosec // names come from the store's own layout
+	d, err := os.Open(name)
 	if err != nil {
 		return err
 	}
@@ -67,10 +67,10 @@ func (osFS) Statfs(name string) (Room, error) {
 
 // scaled multiplies without overflow: some file systems report 2^64-1 blocks.
 func scaled(n uint64, unit int64) int64 {
-	if limit := uint64(math.MaxInt64 / unit); n > limit { //nolint:gosec // unit is positive
+	if limit := uint64(math.MaxInt64 / unit); n > limit {
 		return math.MaxInt64
 	}
-	return int64(n) * unit //nolint:gosec // checked above
+	return int64(n) * unit
 }
 
 type osFile struct{ *os.File }
@@ -114,7 +114,7 @@ func (f *osFile) Unlease() error { return f.setLease(unix.F_UNLCK) }
 
 func (f *osFile) setLease(kind int) error {
 	return f.control("lease", func(fd int) error {
-		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, kind) //nolint:gosec // a descriptor is not negative
+		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, kind)
 		return err
 	})
 }
@@ -127,7 +127,7 @@ func (f *osFile) control(op string, fn func(fd int) error) error {
 	}
 	var opErr error
 	err = c.Control(func(fd uintptr) {
-		opErr = retry(func() error { return fn(int(fd)) }) //nolint:gosec // a descriptor fits an int
+		opErr = retry(func() error { return fn(int(fd)) })
 	})
 	if err == nil && opErr != nil {
 		err = &fs.PathError{Op: op, Path: f.Name(), Err: opErr}

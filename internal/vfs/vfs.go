@@ -32,11 +32,8 @@ type File interface {
 	io.Closer
 	Allocator
 	Locker
+	Syncer
 	Truncate(size int64) error
-	Sync() error
-	// SyncFS makes everything durable that was written to the file system
-	// that holds this file.
-	SyncFS() error
 	Stat() (fs.FileInfo, error)
 }
 
@@ -47,6 +44,14 @@ type Allocator interface {
 	Fallocate(off, n int64) error
 	// PunchHole gives the room of [off, off+n) back; the bytes read as zeros.
 	PunchHole(off, n int64) error
+}
+
+// Syncer makes durable what was written.
+type Syncer interface {
+	// Sync is for this file.
+	Sync() error
+	// SyncFS is for the whole file system that holds this file.
+	SyncFS() error
 }
 
 // Locker asks the kernel who else has the file.

@@ -94,7 +94,7 @@ func TestOSLease(t *testing.T) {
 	if err := f.Unlease(); err != nil {
 		t.Fatal(err)
 	}
-	other, err := os.Open(name) //nolint:gosec // a test's file
+	other, err := os.Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestOSLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A mapping outlives its descriptor, and the kernel still knows.
-	m, err := syscall.Mmap(int(other.Fd()), 0, 4096, syscall.PROT_READ, syscall.MAP_SHARED) //nolint:gosec // a descriptor fits an int
+	m, err := syscall.Mmap(int(other.Fd()), 0, 4096, syscall.PROT_READ, syscall.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
