@@ -227,8 +227,11 @@ func (s jobSource) Look(ctx context.Context, p string) (loadjob.FileEntry, error
 }
 
 func (s jobSource) entry(f *file) (loadjob.FileEntry, error) {
-	t, err := s.m.ns.ticket(f)
-	return loadjob.FileEntry{Path: f.path, Ticket: t}, err
+	t := s.m.ns.ticket(f)
+	if err := t.Validate(); err != nil {
+		return loadjob.FileEntry{}, errs.E(errs.Invalid, "issue ticket", f.path, err)
+	}
+	return loadjob.FileEntry{Path: f.path, Ticket: t}, nil
 }
 
 // final reports whether a commit failed because the job needs no more.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type memStore struct {
 	mu       sync.Mutex
 	files    map[string]string // path -> content
+	order    []string          // the paths, sorted; nil after a change
 	stats    int
 	lists    int
 	fail     error         // of every request
@@ -57,6 +59,7 @@ func (s *memStore) set(p, content string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files[p] = content
+	s.order = nil
 }
 
 func (s *memStore) setFail(err error) {
@@ -102,12 +105,10 @@ func (s *memStore) Stat(ctx context.Context, p string) (ufs.Info, error) {
 }
 
 func (s *memStore) sorted() []string {
-	var all []string
-	for p := range s.files {
-		all = append(all, p)
+	if s.order == nil {
+		s.order = slices.Sorted(maps.Keys(s.files))
 	}
-	slices.Sort(all)
-	return all
+	return s.order
 }
 
 func (s *memStore) listing(dir string, o ufs.ListOptions) ([]ufs.Info, error) {
@@ -239,7 +240,7 @@ type cluster struct {
 	quiet    chan struct{} // closed when heartbeats end
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -250,7 +251,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // start runs a master on dir until the test ends.
-func start(t *testing.T, dir string, stores map[string]*memStore, cfg Config) *cluster {
+func start(t testing.TB, dir string, stores map[string]*memStore, cfg Config) *cluster {
 	t.Helper()
 	deps := Deps{UFS: registry(stores), GRPC: listen(t), Raft: listen(t), DataDir: dir}
 	c := startWith(t, deps, cfg)
@@ -258,7 +259,7 @@ func start(t *testing.T, dir string, stores map[string]*memStore, cfg Config) *c
 	return c
 }
 
-func startWith(t *testing.T, deps Deps, cfg Config) *cluster {
+func startWith(t testing.TB, deps Deps, cfg Config) *cluster {
 	t.Helper()
 	c := &cluster{clock: &testClock{}, quiet: make(chan struct{})}
 	var err error
@@ -288,7 +289,7 @@ func startWith(t *testing.T, deps Deps, cfg Config) *cluster {
 	return c
 }
 
-func dial(t *testing.T, address string) *grpc.ClientConn {
+func dial(t testing.TB, address string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -301,7 +302,7 @@ func dial(t *testing.T, address string) *grpc.ClientConn {
 }
 
 // eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
@@ -312,7 +313,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func (c *cluster) mount(t *testing.T, p, uri string, options map[string]string) *api.UFSMount {
+func (c *cluster) mount(t testing.TB, p, uri string, options map[string]string) *api.UFSMount {
 	t.Helper()
 	r, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(p), Uri: uri, Options: options})
 	if err != nil {
@@ -322,7 +323,7 @@ func (c *cluster) mount(t *testing.T, p, uri string, options map[string]string) 
 }
 
 // list returns the paths of a listing, "/" behind those of directories.
-func (c *cluster) list(t *testing.T, r *api.ListRequest) ([]string, error) {
+func (c *cluster) list(t testing.TB, r *api.ListRequest) ([]string, error) {
 	t.Helper()
 	stream, err := c.ns.List(t.Context(), r)
 	if err != nil {
@@ -347,12 +348,16 @@ func (c *cluster) list(t *testing.T, r *api.ListRequest) ([]string, error) {
 	}
 }
 
-func (c *cluster) stat(t *testing.T, p string) (*api.StatReply, error) {
+func (c *cluster) stat(t testing.TB, p string) (*api.StatReply, error) {
 	t.Helper()
-	return c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true})
+	r, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true})
+	if err == nil && r.GetEntry() == nil {
+		return r, errs.E(errs.NotFound, "stat", p, nil)
+	}
+	return r, err
 }
 
-func wantKind(t *testing.T, what string, err error, kind errs.Kind) {
+func wantKind(t testing.TB, what string, err error, kind errs.Kind) {
 	t.Helper()
 	if !errors.Is(err, kind) {
 		t.Errorf("%s: error %v, want kind %v", what, err, kind)
