@@ -37,7 +37,9 @@ type memStore struct {
 	order    []string          // the paths, sorted; nil after a change
 	stats    int
 	lists    int
+	pages    int           // of listings: requests to a server that gives 1,000 entries at a time
 	fail     error         // of every request
+	failList error         // of every listing
 	hold     chan struct{} // requests wait for it, if set
 	listFail map[int]error // error in place of item n of a recursive listing, once
 }
@@ -53,6 +55,13 @@ func (s *memStore) asked() (stats, lists int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.stats, s.lists
+}
+
+// requests is what a server would have been asked.
+func (s *memStore) requests() (heads, pages int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats, s.pages
 }
 
 func (s *memStore) set(p, content string) {
@@ -148,8 +157,10 @@ func (s *memStore) List(ctx context.Context, dir string, o ufs.ListOptions) iter
 	return func(yield func(ufs.Info, error) bool) {
 		s.mu.Lock()
 		s.lists++
+		s.pages++
+		failList := s.failList
 		s.mu.Unlock()
-		err := s.wait(ctx)
+		err := errors.Join(s.wait(ctx), failList)
 		var infos []ufs.Info
 		if err == nil {
 			infos, err = s.listing(dir, o)
@@ -160,6 +171,9 @@ func (s *memStore) List(ctx context.Context, dir string, o ufs.ListOptions) iter
 		}
 		for i, info := range infos {
 			s.mu.Lock()
+			if i > 0 && i%1000 == 0 {
+				s.pages++
+			}
 			fail := s.listFail[i]
 			if o.Recursive {
 				delete(s.listFail, i)

@@ -36,6 +36,7 @@ type namespace struct {
 	detached detached
 	stats    flights[statKey, statAnswer]
 	looking  *semaphore.Weighted
+	siblings *siblings
 
 	listMu sync.Mutex
 	lists  map[statKey]*listing
@@ -61,8 +62,8 @@ func newNamespace(cfg Config, now func() time.Time, state func() *fsm.State, st 
 	n := &namespace{
 		cfg: cfg, now: now, state: state, stores: st,
 		cache:   newMetaCache(int64(cfg.MetadataCacheBytes), now),
-		looking: semaphore.NewWeighted(maxStats),
-		lists:   make(map[statKey]*listing),
+		looking: semaphore.NewWeighted(maxStats), siblings: newSiblings(),
+		lists: make(map[statKey]*listing),
 	}
 	n.stats.detached = &n.detached
 	return n
@@ -229,6 +230,9 @@ func (n *namespace) ask(ctx context.Context, index uint64, m fsm.Mount, rel stri
 	}
 	key := statKey{mount: m.ID, changed: m.Changed, path: rel}
 	return n.stats.do(ctx, key, n.cfg.UFSTimeout.Std(), func(ctx context.Context) statAnswer {
+		if answer, ok := n.fromSiblings(ctx, index, m, rel); ok {
+			return answer
+		}
 		return n.lookup(ctx, index, m, rel)
 	})
 }

@@ -75,14 +75,14 @@ func (n *namespace) listUFS(ctx context.Context, index uint64, m fsm.Mount, rel 
 			return true
 		}
 		if m.Freshness != fsm.FreshAlways {
-			if e, ok := n.cache.lookup(metaKey{mount: m.ID, path: rel, list: true}); ok {
+			if e, ok := n.cache.listing(m.ID, rel); ok {
 				n.hits.Add(1)
 				emit(e.children, &listing{expires: e.expires})
 				return
 			}
 		}
 		n.misses.Add(1)
-		r, err := n.joinListing(ctx, index, m, rel)
+		r, err := n.joinListing(ctx, index, m, rel, 0)
 		if err != nil {
 			yield(file{}, err)
 			return
@@ -102,25 +102,27 @@ func (n *namespace) listUFS(ctx context.Context, index uint64, m fsm.Mount, rel 
 }
 
 // joinListing follows the listing of a directory that is under way, or starts
-// one.
-func (n *namespace) joinListing(ctx context.Context, index uint64, m fsm.Mount, rel string) (*listingReader, error) {
+// one. The caller wants most items, or all for 0.
+func (n *namespace) joinListing(ctx context.Context, index uint64, m fsm.Mount, rel string, most int) (*listingReader, error) {
 	key := statKey{mount: m.ID, changed: m.Changed, path: rel}
 	shared := m.Freshness != fsm.FreshAlways
 	n.listMu.Lock()
 	defer n.listMu.Unlock()
 	if l := n.lists[key]; l != nil && shared {
-		if r, ok := l.join(); ok {
+		if r, ok := l.join(most); ok {
 			return r, nil
 		}
 	}
 	expires, keep := n.freshness(m)
 	l := newListing(n.cfg.MaxListingEntries, expires)
-	r, _ := l.join()
+	r, _ := l.join(most)
 	cancel, err := n.detached.start(ctx, 0, func(ctx context.Context) {
-		all, complete := l.end(n.collect(ctx, l, m, rel))
-		if complete && keep && n.unchanged(m, index) {
+		err := n.collect(ctx, l, m, rel)
+		// Kept before its callers learn of the end, who may ask the cache.
+		if all, ok := l.whole(err); ok && keep && n.unchanged(m, index) {
 			n.cache.putListing(m.ID, rel, all, expires)
 		}
+		l.end(err)
 		n.listMu.Lock()
 		defer n.listMu.Unlock()
 		if n.lists[key] == l {
