@@ -123,9 +123,6 @@ func (s *memStore) sorted() []string {
 func (s *memStore) listing(dir string, o ufs.ListOptions) ([]ufs.Info, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.files[dir]; ok {
-		return nil, errs.E(errs.NotDir, "list", dir, nil)
-	}
 	prefix := ""
 	if dir != "" {
 		prefix = dir + "/"
@@ -146,6 +143,9 @@ func (s *memStore) listing(dir string, o ufs.ListOptions) ([]ufs.Info, error) {
 		case len(found) == 0 || found[len(found)-1].Path != prefix+name:
 			found = append(found, ufs.Info{Path: prefix + name, Type: ufs.Dir})
 		}
+	}
+	if _, ok := s.files[dir]; ok && !exists {
+		return nil, errs.E(errs.NotDir, "list", dir, nil)
 	}
 	if !exists {
 		return nil, errs.E(errs.NotFound, "list", dir, nil)

@@ -102,22 +102,21 @@ func (c *metaCache) stat(mount uint64, p string) (answer statAnswer, ok bool) {
 		}
 		return statAnswer{info: e.info, expires: e.expires}, true
 	}
-	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok {
+	dir, name := splitPath(p)
+	above, known := c.fresh(metaKey{mount: mount, path: dir, list: true})
+	if known {
+		if i, ok := above.byName[name]; ok {
+			return statAnswer{info: above.children[i], expires: above.expires}, true
+		}
+	}
+	// Of a part nobody knows whether its directory is a file too.
+	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok && !e.part {
 		return statAnswer{info: ufs.Info{Path: p, Type: ufs.Dir}, expires: e.expires}, true
 	}
-	dir, name := splitPath(p)
-	e, ok := c.fresh(metaKey{mount: mount, path: dir, list: true})
-	if !ok {
-		return statAnswer{}, false
+	if known && !above.part {
+		return statAnswer{expires: above.expires, err: notThere(p)}, true
 	}
-	i, ok := e.byName[name]
-	if !ok && e.part {
-		return statAnswer{}, false
-	}
-	if !ok {
-		return statAnswer{expires: e.expires, err: notThere(p)}, true
-	}
-	return statAnswer{info: e.children[i], expires: e.expires}, true
+	return statAnswer{}, false
 }
 
 func notThere(p string) error { return errs.E(errs.NotFound, "stat", p, nil) }
@@ -158,7 +157,9 @@ func newListingEntry(dir string, children []ufs.Info, expires time.Time) *metaEn
 	}
 	for i := range children {
 		_, name := splitPath(children[i].Path)
-		e.byName[name] = i
+		if _, ok := e.byName[name]; !ok { // a file, if it is a directory too
+			e.byName[name] = i
+		}
 		e.bytes += int64(metaListingCost + len(children[i].Path) + len(children[i].Tag))
 	}
 	return e

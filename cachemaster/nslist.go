@@ -161,7 +161,7 @@ func (n *namespace) collect(ctx context.Context, l *listing, m fsm.Mount, rel st
 
 // files streams every file below the directory p whose path sorts behind
 // after, in byte order of the whole path, those of under-store mounts below p
-// at their places among the others. Nothing of it is kept in the cache.
+// at their places among the others.
 func (n *namespace) files(ctx context.Context, p, after string) iter.Seq2[file, error] {
 	return func(yield func(file, error) bool) {
 		if err := checkPath(p); err != nil {
@@ -223,6 +223,8 @@ func (w *walk) ufs(p string, m fsm.Mount, rel string, nested []string) (left []s
 		opts.After = relative(w.after, string(m.Path))
 	}
 	all := nested
+	kept := w.n.newGatherer(w.st.Index, m, rel)
+	defer kept.end()
 	expires, _ := w.n.freshness(m)
 	valid := w.n.valid(expires)
 	for info, err := range store.List(w.ctx, rel, opts) {
@@ -233,6 +235,7 @@ func (w *walk) ufs(p string, m fsm.Mount, rel string, nested []string) (left []s
 			w.yield(file{}, errs.Wrap(err, "list", p))
 			return nil, false
 		}
+		kept.add(info)
 		f := file{path: absolute(string(m.Path), info.Path), mount: m, info: info, valid: valid}
 		for len(nested) > 0 && below(nested[0]) < f.path {
 			if !w.dir(nested[0]) {

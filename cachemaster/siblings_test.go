@@ -249,3 +249,65 @@ func TestListAheadIsShared(t *testing.T) {
 		}
 	})
 }
+
+// TestWalkFillsCache reads a tree that was listed as a load job lists it.
+func TestWalkFillsCache(t *testing.T) {
+	t.Parallel()
+	files := map[string]string{
+		"a": "1", "b": "22", "b-": "3", "b/c/d": "4", "b/c/e": "5", "b/f": "6", "b/g/h/i": "7", "b0": "8",
+	}
+	walk := func(n *namespace, p, after string, most int) {
+		t.Helper()
+		for _, err := range n.files(t.Context(), p, after) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if most--; most == 0 {
+				return
+			}
+		}
+	}
+	var paths []string
+	for p := range files {
+		paths = append(paths, "/"+p)
+	}
+	s := newMemStore(files)
+	n, clock := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
+	walk(n, "/", "", 0)
+	wantAsked(t, "a walk", s, 0, 1)
+	look(t, n, append(paths, "/b/c", "/b/g", "/b/g/h")...)
+	wantAsked(t, "what it found", s, 0, 0)
+	if f, err := n.stat(t.Context(), "/b", false); err != nil || f.info.Size != 2 {
+		t.Errorf("what is a file and a directory: %+v, %v", f, err)
+	}
+	if _, err := n.stat(t.Context(), "/b/none", false); !errors.Is(err, errs.NotFound) {
+		t.Errorf("what is not there: %v", err)
+	}
+	wantAsked(t, "what is not there", s, 1, 0)
+	clock.advance(61 * time.Second)
+	walk(n, "/b", "/b/c/d", 0)
+	look(t, n, "/b/c/e", "/b/f", "/b/g/h/i")
+	wantAsked(t, "a part of the tree", s, 0, 1)
+	look(t, n, "/b/c/d")
+	wantAsked(t, "what was before that part", s, 1, 0)
+	clock.advance(61 * time.Second)
+	walk(n, "/", "", 4)
+	look(t, n, "/a", "/b-", "/b/c/d")
+	wantAsked(t, "a walk that ended early", s, 0, 1)
+
+	s = newMemStore(files)
+	n, _ = bareNamespace(t, testConfig(), s, fsm.FreshAlways)
+	walk(n, "/", "", 0)
+	if entries, _ := n.cache.size(); entries != 0 {
+		t.Errorf("freshness always: %d entries are kept", entries)
+	}
+
+	cfg := testConfig()
+	cfg.MetadataCacheBytes = 1 << 20
+	s, _ = folders(10, 1000)
+	n, _ = bareNamespace(t, cfg, s, fsm.FreshTTL)
+	walk(n, "/", "", 0)
+	if entries, bytes := n.cache.size(); entries == 0 || bytes > 1<<20/walkShare+10_000 {
+		t.Errorf("%d entries of %d bytes are kept", entries, bytes)
+	}
+}
