@@ -152,18 +152,6 @@ func backoff(n int) time.Duration {
 	return d*3/4 + rand.N(d/2)
 }
 
-// sleep waits for d, or for the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // passing reports whether what failed may succeed a little later.
 func passing(err error) bool {
 	switch errs.KindOf(err) {
@@ -209,7 +197,7 @@ func (s jobSource) List(ctx context.Context, p, after string) iter.Seq2[loadjob.
 			if failed == nil {
 				return
 			}
-			if ctx.Err() != nil || !passing(failed) || try >= listTries || sleep(ctx, backoff(try)) != nil {
+			if ctx.Err() != nil || !passing(failed) || try >= listTries || sleep(ctx, s.m.clock, backoff(try)) != nil {
 				yield(loadjob.FileEntry{}, failed)
 				return
 			}

@@ -212,20 +212,64 @@ func registry(stores map[string]*memStore) ufs.Registry {
 
 // testClock is a clock that tests move.
 type testClock struct {
-	mu    sync.Mutex
-	ahead time.Duration
+	mu     sync.Mutex
+	ahead  time.Duration
+	timers map[*testTimer]struct{}
 }
 
-func (c *testClock) now() time.Time {
+// testTimer waits for the time of a testClock to come, by itself or by a move.
+type testTimer struct {
+	at     time.Time
+	passed chan time.Time
+	fire   func() // once
+}
+
+func (c *testClock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return time.Now().Add(c.ahead)
+}
+
+func (c *testClock) After(d time.Duration) (passed <-chan time.Time, stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := &testTimer{at: time.Now().Add(c.ahead + d), passed: make(chan time.Time, 1)}
+	t.fire = sync.OnceFunc(func() { t.passed <- t.at })
+	alone := time.AfterFunc(d, t.fire)
+	if c.timers == nil {
+		c.timers = map[*testTimer]struct{}{}
+	}
+	c.timers[t] = struct{}{}
+	return t.passed, func() {
+		alone.Stop()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.timers, t)
+	}
 }
 
 func (c *testClock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ahead += d
+	for t := range c.timers {
+		if !t.at.After(time.Now().Add(c.ahead)) {
+			t.fire()
+		}
+	}
+}
+
+// skip moves the clock to the moment that somebody waits for, if anybody does.
+func (c *testClock) skip() {
+	c.mu.Lock()
+	var next time.Duration
+	for t := range c.timers {
+		if d := t.at.Sub(time.Now().Add(c.ahead)); d > 0 && (next == 0 || d < next) {
+			next = d
+		}
+	}
+	c.mu.Unlock()
+	c.advance(next)
 }
 
 func testConfig() Config {
@@ -277,7 +321,7 @@ func startWith(t testing.TB, deps Deps, cfg Config) *cluster {
 	t.Helper()
 	c := &cluster{clock: &testClock{}, quiet: make(chan struct{})}
 	var err error
-	c.m, err = newMaster(cfg, deps, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), c.clock.now)
+	c.m, err = newMaster(cfg, deps, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), c.clock)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ func bareNamespace(t *testing.T, cfg Config, s *memStore, freshness fsm.Freshnes
 		ID: 1, Path: "/", URI: "mem://s", BlockSize: 64 << 20, Freshness: freshness, TTLMillis: 60_000, Changed: 1,
 	}}}
 	clock := &testClock{}
-	n := newNamespace(cfg, clock.now, func() *fsm.State { return st },
+	n := newNamespace(cfg, clock.Now, func() *fsm.State { return st },
 		newStores(registry(map[string]*memStore{"s": s}), nil, slog.New(slog.DiscardHandler)))
 	t.Cleanup(func() {
 		n.close()
