@@ -171,7 +171,7 @@ func TestClientBounds(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxClients = 2
 	clock := &testClock{}
-	m := newMembership(cfg, clock.now, nil, nil)
+	m := newMembership(cfg, clock.Now, nil, nil)
 	for i, id := range []string{"a", "b", "c"} {
 		clock.advance(time.Second)
 		err := m.reportClient(&api.ReportClientRequest{ClientId: id, Counters: &api.Counters{OpensCopy: 1 << i}})

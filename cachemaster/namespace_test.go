@@ -150,6 +150,45 @@ func TestFreshness(t *testing.T) {
 	}
 }
 
+// TestMissing looks at what is not there.
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	s := newMemStore(map[string]string{"d/a": "1"})
+	stores := map[string]*memStore{"ttl": s, "never": newMemStore(nil), "always": newMemStore(nil)}
+	c := start(t, t.TempDir(), stores, testConfig())
+	c.mount(t, "/ttl", "mem://ttl", map[string]string{"ttl": "10s"})
+	c.mount(t, "/never", "mem://never", map[string]string{"freshness": "never"})
+	c.mount(t, "/always", "mem://always", map[string]string{"freshness": "always"})
+	stat := func(p string) (*api.StatReply, error) {
+		return c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true, WithCached: true})
+	}
+	for p, want := range map[string]int64{"/ttl/no": 10_000, "/never/no/no": 3_600_000, "/always/no": 0, "/ttl/d/a/no": 10_000} {
+		r, err := stat(p)
+		if err != nil || r.GetEntry() != nil || r.GetAppliedIndex() == 0 {
+			t.Errorf("stat %s = %v, %v", p, r, err)
+		}
+		if v := r.GetValidMs(); v > want || v < want*9/10 {
+			t.Errorf("%s is missing for %d ms, want about %d", p, v, want)
+		}
+	}
+	c.clock.advance(4 * time.Second)
+	if r, err := stat("/ttl/no"); err != nil || r.GetValidMs() > 6_000 || r.GetValidMs() < 5_000 {
+		t.Errorf("after 4 s: %v, %v", r, err)
+	}
+	c.clock.advance(7 * time.Second)
+	s.set("no", "now it is")
+	if r, err := stat("/ttl/no"); err != nil || r.GetEntry().GetSize() != 9 {
+		t.Errorf("after the ttl: %v, %v", r, err)
+	}
+	_, err := stat("/unbound")
+	wantKind(t, "where no under-store is bound", err, errs.NotFound)
+	s.setFail(errs.E(errs.Permission, "stat", "", nil))
+	_, err = stat("/ttl/other")
+	wantKind(t, "where the under-store refuses", err, errs.Permission)
+	_, err = c.ns.Locate(t.Context(), &api.LocateRequest{Path: []byte("/always/no")})
+	wantKind(t, "locate", err, errs.NotFound)
+}
+
 // TestFillIsDiscarded removes a mount and binds another under-store in its
 // place while the first one is being asked.
 func TestFillIsDiscarded(t *testing.T) {

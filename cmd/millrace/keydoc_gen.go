@@ -45,6 +45,8 @@ func keyDocs() map[string]string {
 		"master.job.window":                "window is how many items and files of one job are held in memory at most: items that are not done, plus files that the cursor has not passed. A file takes about half a kilobyte.",
 		"master.job_commit_interval":       "job_commit_interval is how often a running job's progress is committed.",
 		"master.jobs":                      "jobs is how many load jobs run at a time; others wait.",
+		"master.list_ahead_entries":        "list_ahead_entries is up to how many entries such a listing goes, four requests by default. A longer directory's files are looked at one by one again until its freshness ends.",
+		"master.list_ahead_looks":          "list_ahead_looks is after how many looks at single files of a directory, within its freshness, the directory is listed for the sake of further ones: one request for up to a thousand files. 0: never.",
 		"master.listen":                    "listen is the address of the gRPC service. Port 0 lets the system choose, here and in all others; addresses.json in the data directory says what it chose.",
 		"master.lost_after":                "lost_after is after what silence a worker's blocks count as gone.",
 		"master.max_clients":               "max_clients is of how many mounts and SDK processes the counters are kept, those that are gone included.",
