@@ -2000,6 +2000,7 @@ type HeartbeatRequest struct {
 	Counters       *Counters              `protobuf:"bytes,5,opt,name=counters,proto3" json:"counters,omitempty"`
 	MountsVersion  uint64                 `protobuf:"varint,6,opt,name=mounts_version,json=mountsVersion,proto3" json:"mounts_version,omitempty"` // the table that the worker has
 	PlacementEpoch uint64                 `protobuf:"varint,7,opt,name=placement_epoch,json=placementEpoch,proto3" json:"placement_epoch,omitempty"`
+	Leaving        bool                   `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"` // the last one before a stop: clients are to try others first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2081,6 +2082,13 @@ func (x *HeartbeatRequest) GetPlacementEpoch() uint64 {
 		return x.PlacementEpoch
 	}
 	return 0
+}
+
+func (x *HeartbeatRequest) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 type HeartbeatReply struct {
@@ -2505,7 +2513,7 @@ const file_master_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x124\n" +
 	"\tplacement\x18\x02 \x01(\v2\x16.millrace.v1.PlacementR\tplacement\x12+\n" +
-	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\"\xb8\x02\n" +
+	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\"\xd2\x02\n" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vstart_epoch\x18\x02 \x01(\x04R\n" +
@@ -2514,7 +2522,8 @@ const file_master_proto_rawDesc = "" +
 	"\x05tiers\x18\x04 \x03(\v2\x11.millrace.v1.TierR\x05tiers\x121\n" +
 	"\bcounters\x18\x05 \x01(\v2\x15.millrace.v1.CountersR\bcounters\x12%\n" +
 	"\x0emounts_version\x18\x06 \x01(\x04R\rmountsVersion\x12'\n" +
-	"\x0fplacement_epoch\x18\a \x01(\x04R\x0eplacementEpoch\"\xcf\x01\n" +
+	"\x0fplacement_epoch\x18\a \x01(\x04R\x0eplacementEpoch\x12\x18\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\"\xcf\x01\n" +
 	"\x0eHeartbeatReply\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\bR\n" +

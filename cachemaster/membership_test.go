@@ -146,6 +146,23 @@ func TestMembership(t *testing.T) {
 	hb.StartEpoch = 5
 	_, err = c.registry.Heartbeat(ctx, hb)
 	wantKind(t, "heartbeat of an older process beside a live one", err, errs.Busy)
+
+	// A worker that says that it leaves is suspect at once, and live again as
+	// soon as it is back.
+	hb.StartEpoch, hb.Leaving = 6, true
+	if _, err = c.registry.Heartbeat(ctx, hb); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.workerState(t, "w1"); s != stateSuspect {
+		t.Errorf("a worker that leaves is %s", s)
+	}
+	hb.StartEpoch, hb.Leaving = 7, false
+	if _, err = c.registry.Heartbeat(ctx, hb); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.workerState(t, "w1"); s != stateLive {
+		t.Errorf("a worker that is back is %s", s)
+	}
 }
 
 // blocks sends a full report of one block.

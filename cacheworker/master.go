@@ -51,6 +51,7 @@ type reporter struct {
 	sequence uint64            // of the last report; only the reports goroutine uses it
 
 	contact chan bool // what beats tells reports: whether the master listens
+	heard   bool      // the same; only the reports goroutine uses it until it ends
 }
 
 // kickQueue bounds how many can wait for one heartbeat.
@@ -65,12 +66,38 @@ func newReporter(addr string, master registry, s self, cfg Config, log *slog.Log
 	}
 }
 
-// run reports until ctx ends.
+// run reports until ctx ends, and then tells the master that the worker
+// leaves, so that nobody is sent to it any more.
 func (r *reporter) run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { r.beats(ctx); return nil })
 	g.Go(func() error { r.reports(ctx); return nil })
 	_ = g.Wait() // neither fails
+	if !r.heard {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(r.timeout, stopPatience))
+	defer cancel()
+	in := r.self.heartbeatRequest()
+	in.Leaving = true
+	if _, err := r.master.Heartbeat(ctx, in); err != nil {
+		r.log.Debug("leaving a master", "err", err)
+	}
+}
+
+// last sends the changes that are left once run has returned, if the master
+// listened. What it is not told now a full report at the next start tells it.
+func (r *reporter) last(ctx context.Context) {
+	for r.heard {
+		full, deltas := r.changes.due()
+		if !full && deltas == 0 {
+			return
+		}
+		if err := r.report(ctx, full); err != nil {
+			r.log.Debug("the last report of blocks", "err", err)
+			return
+		}
+	}
 }
 
 // backoff grows from a tenth of a heartbeat to a whole one.
@@ -171,16 +198,15 @@ func (r *reporter) exchange(ctx context.Context) (heard bool, err error) {
 // reports streams the changes of cached blocks while the master listens.
 func (r *reporter) reports(ctx context.Context) {
 	retry := backoff{most: max(r.beat, r.gather)}
-	heard := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case heard = <-r.contact:
+		case r.heard = <-r.contact:
 		case <-r.changes.wake:
 		}
 		full, deltas := r.changes.due()
-		if !heard || (!full && deltas == 0) {
+		if !r.heard || (!full && deltas == 0) {
 			continue // a wake that is lost here comes again with the next heartbeat
 		}
 		if !full && deltas < reportBatch && !wait(ctx, r.gather) {
