@@ -98,9 +98,9 @@ func (m *Mount) run(ctx context.Context) error {
 	// Requests live as long as the mount, which is a little longer than ctx.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	req := &requests{begin: func() (context.Context, context.CancelFunc) { return context.WithCancel(serving) }}
+	req := newRequests(serving)
 	counts := newMetrics()
-	fs := newFsys(m.look, root, m.client, req, counts, m.log)
+	fs := newFsys(&m.cfg, m.look, root, m.client, req, counts, m.log)
 	counts.watch(fs)
 	unregister, err := counts.register(m.reg)
 	if err != nil {
@@ -112,6 +112,7 @@ func (m *Mount) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	req.workers.Go(req.run)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
