@@ -34,6 +34,7 @@ type Mount struct {
 	log    *slog.Logger
 	reg    prometheus.Registerer
 
+	device    string // of the kernel's FUSE
 	ready     chan struct{}
 	readyOnce sync.Once
 }
@@ -53,7 +54,7 @@ func New(cfg Config, mountPoint, root string, c Client, log *slog.Logger, reg pr
 	}
 	return &Mount{
 		cfg: cfg, point: mountPoint, root: root, look: l, client: c,
-		log: log, reg: reg, ready: make(chan struct{}),
+		log: log, reg: reg, device: "/dev/fuse", ready: make(chan struct{}),
 	}, nil
 }
 
@@ -66,7 +67,7 @@ func (m *Mount) Ready() <-chan struct{} { return m.ready }
 func (m *Mount) Check(ctx context.Context) error {
 	_, err := m.prepare(ctx)
 	if err == nil {
-		err = checkDevice()
+		err = checkDevice(m.device)
 	}
 	return errs.Wrap(err, "mount", m.point)
 }
@@ -164,7 +165,7 @@ func (m *Mount) prepare(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", err
 	case !info.IsDir():
-		return "", errs.E(errs.NotDir, "", "", errors.New("the mount point is not a directory"))
+		return "", errs.E(errs.NotDir, "", "", errors.New("the mount point is not a directory")).WithHint("choose an empty directory")
 	case m.cfg.NonEmpty:
 		return point, nil
 	}
@@ -180,7 +181,7 @@ func (m *Mount) prepare(ctx context.Context) (string, error) {
 }
 
 func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Server, error) {
-	if err := checkDevice(); err != nil {
+	if err := checkDevice(m.device); err != nil {
 		return nil, err
 	}
 	root := os.Geteuid() == 0
@@ -223,8 +224,7 @@ func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Serv
 }
 
 // checkDevice says what to do when this host offers no FUSE.
-func checkDevice() error {
-	const device = "/dev/fuse"
+func checkDevice(device string) error {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
 	switch {
 	case err == nil:
