@@ -15,7 +15,7 @@ import (
 )
 
 // newTestFsys returns a file system that is not mounted.
-func newTestFsys(t *testing.T, c *fakeClient) *fsys {
+func newTestFsys(t *testing.T, c Client) *fsys {
 	t.Helper()
 	cfg := DefaultConfig()
 	l, err := cfg.look(born)

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -89,10 +90,34 @@ func TestForget(t *testing.T) {
 }
 
 func TestInode(t *testing.T) {
-	// Vectors: st_ino is the xxHash64 of the path, on every host.
-	for p, want := range map[string]uint64{"/a": inode("/a"), "/": inode("/")} {
-		if got := inode(p); got != want || got <= 1 || got == ^uint64(0) {
-			t.Errorf("inode(%q) = %d", p, got)
+	// Vectors: st_ino is the xxHash64 of the path, on every host and for ever.
+	for p, want := range map[string]uint64{"/a": 851085478269189764, "/small/000/001.jpg": 5985860739059049685} {
+		if got := inode(p); got != want {
+			t.Errorf("inode(%q) = %d, want %d", p, got, want)
+		}
+	}
+}
+
+func TestForgetInBulk(t *testing.T) {
+	tb := newTable(&client.Entry{Path: "/", Dir: true})
+	now := time.Now()
+	const many = 100_000
+	ids := make([]uint64, 0, many)
+	for i := range many {
+		ids = append(ids, tb.refer(entry(fmt.Sprintf("/d/%d", i), "1", now), now).id)
+	}
+	if tb.len() != many+1 {
+		t.Fatal(tb.len())
+	}
+	for _, id := range ids {
+		tb.forget(id, 1)
+	}
+	if tb.len() != 1 {
+		t.Fatalf("%d nodes are left when the kernel forgot all", tb.len())
+	}
+	for i := range tb.shards {
+		if s := &tb.shards[i]; len(s.byID) != 0 || len(s.byPath) > 1 {
+			t.Fatalf("shard %d keeps %d nodes and %d paths", i, len(s.byID), len(s.byPath))
 		}
 	}
 }
