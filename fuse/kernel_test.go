@@ -319,7 +319,7 @@ func TestOtherUsers(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = os.Remove(dir) })
-		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // others shall come in
+		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		m := start(t, c, dir, func(cfg *Config) {

@@ -226,9 +226,17 @@ func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Serv
 // checkDevice says what to do when this host offers no FUSE.
 func checkDevice(device string) error {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return deviceRefused(device, err)
+	}
+	return f.Close()
+}
+
+func deviceRefused(device string, err error) error {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
+		err = pe.Err // the path is named already
+	}
 	switch {
-	case err == nil:
-		return f.Close()
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return errs.E(errs.Unsupported, "open", device, err).
 			WithHint("load the kernel module (modprobe fuse); in a container: --device /dev/fuse --cap-add SYS_ADMIN")
