@@ -38,6 +38,7 @@ type Client struct {
 	workers *workers
 	entries *lru.Cache[string, *Entry] // files whose tickets Open may use again
 
+	attempts         attempts
 	opensCopy        atomic.Int64
 	opensPassthrough atomic.Int64
 

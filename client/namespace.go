@@ -35,6 +35,9 @@ type notFound struct {
 
 func (e *notFound) Unwrap() error { return e.error }
 
+// NotFound returns errs.NotFound as an answer that may be used until then.
+func NotFound(until time.Time) error { return &notFound{errs.NotFound, until} }
+
 // NotFoundUntil returns until when the answer that a name does not exist may
 // be used without asking again; the zero time if it must not be.
 func NotFoundUntil(err error) time.Time {
@@ -61,7 +64,7 @@ func (c *Client) Stat(ctx context.Context, p string, o StatOptions) (*Entry, err
 		}
 		c.masters.sawIndex(reply.GetAppliedIndex())
 		if reply.GetEntry() == nil {
-			return &notFound{errs.NotFound, validUntil(asked, reply.GetValidMs())}
+			return NotFound(validUntil(asked, reply.GetValidMs()))
 		}
 		e, err = entryOf(reply.GetEntry(), reply.GetValidMs(), asked)
 		return err
