@@ -145,6 +145,7 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	}
 	if kind == errs.Stale {
 		f.c.entries.Remove(f.entry.Path)
+		return n, errs.E(kind, "read", f.entry.Path, err).WithHint("it has changed or was deleted since it was opened: open it again")
 	}
 	return n, errs.E(kind, "read", f.entry.Path, err)
 }
@@ -232,7 +233,9 @@ func (f *File) readPiece(ctx context.Context, p []byte, off int64) error {
 			case ctx.Err() == nil && !failover(err):
 				return err
 			}
-			last = errs.Wrap(err, "from worker", string(w.id))
+			if ctx.Err() == nil || last == nil { // the end of the time says less than a failure before it
+				last = errs.Wrap(err, "from worker", string(w.id))
+			}
 			if ctx.Err() != nil {
 				break
 			}
@@ -256,9 +259,14 @@ func spent(ctx context.Context, last error) error {
 }
 
 func (f *File) try(ctx context.Context, w member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, f.c.cfg.ReadTimeout.Std())
+	attempt, cancel := context.WithTimeout(ctx, f.c.cfg.ReadTimeout.Std())
 	defer cancel()
-	return f.c.workers.readAt(ctx, w, t, p, off, epoch)
+	err := f.c.workers.readAt(attempt, w, t, p, off, epoch)
+	if err != nil && attempt.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
+		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", f.c.cfg.ReadTimeout, err)).
+			WithHint("is the under-store slow, or out of the worker's reach?")
+	}
+	return err
 }
 
 // validTicket returns the ticket to read with, and sees to it that it is
