@@ -285,7 +285,9 @@ func (c *cluster) kill() {
 // run runs `millrace args...`.
 func (c *cluster) run(ctx context.Context, stdout io.Writer, args ...string) error {
 	cmd := exec.CommandContext(ctx, c.binary, args...)
-	cmd.Env = append(append(os.Environ(), c.env...), "MILLRACE_MASTERS="+c.masters)
+	// Tools give up soon by themselves; a master that is ended twice in a row,
+	// on a busy machine, is away for longer.
+	cmd.Env = append(append(os.Environ(), c.env...), "MILLRACE_MASTERS="+c.masters, "MILLRACE_CLIENT_RETRY_FOR=30s")
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = stdout, &stderr
 	if err := cmd.Run(); err != nil {
