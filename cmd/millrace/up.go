@@ -260,7 +260,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 	if err := n.waitReady(ctx, "worker", w.Ready); err != nil {
 		return err
 	}
-	if err := n.bind(ctx, p, spec.masters); err != nil {
+	if err := n.bind(ctx, p, spec.masters, w.Refresh); err != nil {
 		return err
 	}
 	shown := "-"
