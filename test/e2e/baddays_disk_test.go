@@ -95,6 +95,7 @@ func TestCacheDirectoryFull(t *testing.T) {
 		"ext4":  func(t *testing.T) string { t.Helper(); return loopFS(t, "32M") },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s := newStore(t)
 			mixedObjects(t, s)
 			s.fill(t, "more", 9<<20, 9<<20, 9<<20)

@@ -331,11 +331,15 @@ func (u *up) readAll(s *store) {
 }
 
 // compareFile reads a file to its end and compares it with the object's
-// content.
+// content. The kernel gives up its pages of the file before, or it would
+// answer alone.
 func compareFile(path, key string, size int64) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	got, err := io.ReadAll(f)
 	if err = errors.Join(err, f.Close()); err != nil {
