@@ -17,6 +17,11 @@ TEST_TIMEOUT ?= 10m
 TEST_FLAGS ?=
 FUZZ_TIME ?= 30s
 
+# How long the soak runs, and the seed of its decisions; empty: another each
+# time.
+DURATION ?= 10m
+SEED ?=
+
 # The race detector needs a C compiler. Without one the tests run all the
 # same, and say so; where everything is required they fail.
 HAVE_CC := $(shell command -v "$$($(GO) env CC)" 2>/dev/null)
@@ -55,6 +60,11 @@ fuzz: ## run each fuzz target for FUZZ_TIME (30s)
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) "$$pkg"; \
 		done; \
 	done
+
+.PHONY: soak
+soak: build $(TOOLS)/versitygw ## everything at once for DURATION (10m): readers, changes, full disks, failures, kills
+	$(GO) build -o bin/soak ./test/soak
+	exec bin/soak -duration $(DURATION) $(if $(SEED),-seed $(SEED))
 
 .PHONY: lint
 lint: lint-go lint-mod lint-proto ## check style, modules and generated code

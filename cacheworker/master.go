@@ -130,7 +130,7 @@ func (r *reporter) beats(ctx context.Context) {
 		for len(r.kicks) > 0 {
 			kicked = append(kicked, <-r.kicks)
 		}
-		heard, err := r.exchange(ctx)
+		heard, news, err := r.exchange(ctx)
 		for _, k := range kicked {
 			k <- err
 		}
@@ -144,10 +144,13 @@ func (r *reporter) beats(ctx context.Context) {
 		case err == nil && !well:
 			r.log.Info("in contact with a master")
 		}
-		if well = err == nil; well {
+		switch well = err == nil; {
+		case news: // the master waits to hear that we have it
+			timer.Reset(0)
+		case well:
 			retry.reset()
 			timer.Reset(r.beat)
-		} else {
+		default:
 			timer.Reset(retry.next())
 		}
 	}
@@ -163,36 +166,46 @@ func (r *reporter) tell(heard bool) {
 }
 
 // exchange is one heartbeat and, when the master asks for it, a registration.
-// heard says that the master is one of ours and took the heartbeat.
-func (r *reporter) exchange(ctx context.Context) (heard bool, err error) {
+// heard says that the master is one of ours and took the heartbeat, news that
+// what it said made the heartbeat out of date.
+func (r *reporter) exchange(ctx context.Context) (heard, news bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	reply, err := r.master.Heartbeat(ctx, r.self.heartbeatRequest())
+	told := r.self.heartbeatRequest()
+	reply, err := r.master.Heartbeat(ctx, told)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if err := r.self.adopt(reply.GetClusterId(), reply.GetMounts(), reply.GetPlacement()); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if reply.GetNeedFull() {
 		r.changes.needFull()
 	}
 	if reply.GetRegistered() {
 		r.self.registered()
-		return true, nil
+		return true, r.advanced(told), nil
 	}
 	in, err := r.master.Register(ctx, r.self.registerRequest())
 	if errors.Is(err, errs.NotLeader) {
-		return true, nil // the leader registers us, and this master will learn of it
+		return true, false, nil // the leader registers us, and this master will learn of it
 	}
 	if err != nil {
-		return true, err
+		return true, false, err
 	}
 	if err := r.self.adopt(in.GetClusterId(), in.GetMounts(), in.GetPlacement()); err != nil {
-		return false, err
+		return false, false, err
 	}
 	r.self.registered()
-	return true, nil
+	return true, r.advanced(told), nil
+}
+
+// advanced reports whether the worker has a newer mount table or placement
+// than it told. A master that sends what is older than ours changes nothing,
+// so that this cannot go on for ever.
+func (r *reporter) advanced(told *api.HeartbeatRequest) bool {
+	now := r.self.heartbeatRequest()
+	return now.GetMountsVersion() != told.GetMountsVersion() || now.GetPlacementEpoch() != told.GetPlacementEpoch()
 }
 
 // reports streams the changes of cached blocks while the master listens.

@@ -297,6 +297,13 @@ func (w *Worker) untilStop(ctx context.Context) (c context.Context, release func
 	return c, func() { cancel(); <-watched }
 }
 
+// Refresh asks all masters at once for what the next heartbeat would bring,
+// such as an under-store that was bound a moment ago. It returns nil if a
+// majority of them answered.
+func (w *Worker) Refresh(ctx context.Context) error {
+	return w.refresh(ctx, func() bool { return false })
+}
+
 // refresh asks all masters for what is new until found says that it has come.
 // It returns nil if found does, or a majority of the masters answered.
 func (w *Worker) refresh(ctx context.Context, found func() bool) error {

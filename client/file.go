@@ -144,6 +144,7 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	}
 	if kind == errs.Stale {
 		f.c.entries.Remove(f.entry.Path)
+		return n, errs.E(kind, "read", f.entry.Path, err).WithHint("it has changed or was deleted since it was opened: open it again")
 	}
 	return n, errs.E(kind, "read", f.entry.Path, err)
 }
@@ -295,7 +296,9 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 			case ctx.Err() == nil && !failover(err):
 				return err
 			}
-			last = errs.Wrap(err, "from worker", string(w.id))
+			if ctx.Err() == nil || last == nil { // the end of the time says less than a failure before it
+				last = errs.Wrap(err, "from worker", string(w.id))
+			}
 			if ctx.Err() != nil {
 				break
 			}
@@ -340,7 +343,12 @@ func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Tic
 	}
 	a := f.c.attempts.begin(ctx, until)
 	defer a.end()
-	return f.c.workers.readAt(a, w, t, p, off, epoch) //nolint:contextcheck // a is made of ctx
+	err := f.c.workers.readAt(a, w, t, p, off, epoch) //nolint:contextcheck // a is made of ctx
+	if err != nil && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
+		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", f.c.cfg.ReadTimeout, err)).
+			WithHint("is the under-store slow, or out of the worker's reach?")
+	}
+	return err
 }
 
 // nearsEnd reports whether a ticket is to be renewed.

@@ -208,6 +208,10 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, errs.Wrap(err, "make data directory", c.DataDir)
 	}
+	cache, err := n.readyCache(ctx, c.Tiers[0])
+	if err != nil {
+		return nil, err
+	}
 	id, err := cacheworker.LoadIdentity(c.DataDir)
 	if err != nil {
 		return nil, err
@@ -220,7 +224,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	log := n.log.With("role", "worker")
 	// The store tells the worker, which is made with the store.
 	var worker atomic.Pointer[cacheworker.Worker]
-	store, err := tier.Open(c.Tiers[0], tier.Options{
+	store, err := tier.Open(cache, tier.Options{
 		ClusterID: id.ClusterID,
 		OnChange: func(b tier.BlockState) {
 			if w := worker.Load(); w != nil {
@@ -229,7 +233,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 		},
 	}, log, reg)
 	if err != nil {
-		return nil, err
+		return nil, explainCache(cache.Dir, err)
 	}
 	n.closers = append(n.closers, store.Close)
 	w, err := cacheworker.New(c.Config, cacheworker.Deps{
