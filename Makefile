@@ -17,6 +17,9 @@ TEST_TIMEOUT ?= 10m
 TEST_FLAGS ?=
 FUZZ_TIME ?= 30s
 
+# Packages with tests that count allocations, which the race detector upsets.
+NO_RACE := ./blockio
+
 # How long the soak runs, and the seed of its decisions; empty: another each
 # time.
 DURATION ?= 10m
@@ -49,6 +52,7 @@ proto: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generate the Go code of api/*.prot
 .PHONY: test
 test: build $(TOOLS)/versitygw ## run all tests (PKG=./tier/... TEST_FLAGS='-run X' to narrow)
 	$(if $(HAVE_CC),,$(no-race))
+	$(GO) test -run Allocate $(NO_RACE)
 	MILLRACE_BINARY=$(CURDIR)/bin/millrace MILLRACE_VERSITYGW=$(TOOLS)/versitygw \
 		$(GO) run ./internal/testsum $(if $(HAVE_CC),-race) -shuffle=on -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(PKG)
 
