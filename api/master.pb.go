@@ -80,11 +80,14 @@ func (JobState) EnumDescriptor() ([]byte, []int) {
 }
 
 type StatRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	WithTicket    bool                   `protobuf:"varint,2,opt,name=with_ticket,json=withTicket,proto3" json:"with_ticket,omitempty"`
-	WithCached    bool                   `protobuf:"varint,3,opt,name=with_cached,json=withCached,proto3" json:"with_cached,omitempty"`
-	SeenIndex     uint64                 `protobuf:"varint,4,opt,name=seen_index,json=seenIndex,proto3" json:"seen_index,omitempty"` // highest applied index the client saw
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Path       []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	WithTicket bool                   `protobuf:"varint,2,opt,name=with_ticket,json=withTicket,proto3" json:"with_ticket,omitempty"`
+	WithCached bool                   `protobuf:"varint,3,opt,name=with_cached,json=withCached,proto3" json:"with_cached,omitempty"`
+	SeenIndex  uint64                 `protobuf:"varint,4,opt,name=seen_index,json=seenIndex,proto3" json:"seen_index,omitempty"` // highest applied index the client saw
+	// look asks the under-store whatever is cached: a worker found the version
+	// of an earlier answer gone.
+	Look          bool `protobuf:"varint,5,opt,name=look,proto3" json:"look,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -145,6 +148,13 @@ func (x *StatRequest) GetSeenIndex() uint64 {
 		return x.SeenIndex
 	}
 	return 0
+}
+
+func (x *StatRequest) GetLook() bool {
+	if x != nil {
+		return x.Look
+	}
+	return false
 }
 
 type StatReply struct {
@@ -2378,7 +2388,7 @@ var File_master_proto protoreflect.FileDescriptor
 
 const file_master_proto_rawDesc = "" +
 	"\n" +
-	"\fmaster.proto\x12\vmillrace.v1\x1a\fcommon.proto\"\x82\x01\n" +
+	"\fmaster.proto\x12\vmillrace.v1\x1a\fcommon.proto\"\x96\x01\n" +
 	"\vStatRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\fR\x04path\x12\x1f\n" +
 	"\vwith_ticket\x18\x02 \x01(\bR\n" +
@@ -2386,7 +2396,8 @@ const file_master_proto_rawDesc = "" +
 	"\vwith_cached\x18\x03 \x01(\bR\n" +
 	"withCached\x12\x1d\n" +
 	"\n" +
-	"seen_index\x18\x04 \x01(\x04R\tseenIndex\"u\n" +
+	"seen_index\x18\x04 \x01(\x04R\tseenIndex\x12\x12\n" +
+	"\x04look\x18\x05 \x01(\bR\x04look\"u\n" +
 	"\tStatReply\x12(\n" +
 	"\x05entry\x18\x01 \x01(\v2\x12.millrace.v1.EntryR\x05entry\x12\x19\n" +
 	"\bvalid_ms\x18\x02 \x01(\x03R\avalidMs\x12#\n" +

@@ -71,6 +71,12 @@ func (s *memStore) set(p, content string) {
 	s.order = nil
 }
 
+func (s *memStore) remove(p string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.files, p)
+}
+
 func (s *memStore) setFail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

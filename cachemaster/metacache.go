@@ -138,6 +138,26 @@ func (c *metaCache) putStat(mount uint64, p string, info ufs.Info, found bool, e
 	})
 }
 
+// correct forgets the listing of the parent of p if it says otherwise than the
+// under-store just did: it would bring back the version that is gone.
+func (c *metaCache) correct(mount uint64, p string, info ufs.Info, found bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dir, name := splitPath(p)
+	k := metaKey{mount: mount, path: dir, list: true}
+	above, ok := c.lru.Peek(k)
+	if !ok {
+		return
+	}
+	i, listed := above.byName[name]
+	switch {
+	case !listed && (!found || above.part):
+	case listed && found && above.children[i].Type == info.Type && above.children[i].Tag == info.Tag && above.children[i].Size == info.Size:
+	default:
+		c.lru.Remove(k)
+	}
+}
+
 func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires time.Time) {
 	c.put(metaKey{mount: mount, path: dir, list: true}, newListingEntry(dir, children, expires))
 }

@@ -254,6 +254,7 @@ func (n *namespace) lookup(ctx context.Context, index uint64, m fsm.Mount, rel s
 	found := err == nil
 	if keep && (found || errors.Is(err, errs.NotFound)) && n.unchanged(m, index) {
 		n.cache.putStat(m.ID, rel, info, found, expires)
+		n.cache.correct(m.ID, rel, info, found)
 	}
 	return statAnswer{info: info, expires: expires, err: err}
 }

@@ -150,6 +150,63 @@ func TestFreshness(t *testing.T) {
 	}
 }
 
+// TestLook asks about a version that a worker found gone: the under-store is
+// asked, and nothing brings the old answer back.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	s := newMemStore(map[string]string{"d/a": "1", "d/b": "2", "d/c": "3"})
+	c := start(t, t.TempDir(), map[string]*memStore{"s": s}, testConfig())
+	c.mount(t, "/s", "mem://s", map[string]string{"ttl": "1h"})
+	list := func() []string {
+		t.Helper()
+		paths, err := c.list(t, &api.ListRequest{Path: []byte("/s/d")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paths
+	}
+	stat := func(p string, look bool) *api.Entry {
+		t.Helper()
+		r, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), Look: look})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetEntry()
+	}
+	if diff := cmp.Diff([]string{"/s/d/a", "/s/d/b", "/s/d/c"}, list()); diff != "" {
+		t.Fatal(diff)
+	}
+	s.set("d/a", "another")
+	s.remove("d/b")
+	if got := stat("/s/d/a", false).GetSize(); got != 1 {
+		t.Fatalf("size %d: the answer was not cached, so the test shows nothing", got)
+	}
+	lists := listsOf(s)
+	stat("/s/d/c", true)
+	if list(); lists != listsOf(s) {
+		t.Error("a look that found no change dropped the listing")
+	}
+	for range 2 { // the second is answered from the cache
+		if got := stat("/s/d/a", true).GetSize(); got != 7 {
+			t.Errorf("size %d after a look, want 7", got)
+		}
+		if got := stat("/s/d/a", false).GetSize(); got != 7 {
+			t.Errorf("size %d behind a look, want 7", got)
+		}
+	}
+	if diff := cmp.Diff([]string{"/s/d/a", "/s/d/c"}, list()); diff != "" {
+		t.Errorf("listed behind the look (-want +got):\n%s", diff)
+	}
+	if e := stat("/s/d/b", true); e != nil {
+		t.Errorf("removed, and a look still finds %v", e)
+	}
+}
+
+func listsOf(s *memStore) int {
+	_, lists := s.asked()
+	return lists
+}
+
 // TestMissing looks at what is not there.
 func TestMissing(t *testing.T) {
 	t.Parallel()

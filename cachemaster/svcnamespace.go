@@ -50,7 +50,7 @@ func (s *namespaceService) Stat(ctx context.Context, r *api.StatRequest) (*api.S
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.m.ns.stat(ctx, string(r.GetPath()), false)
+	f, err := s.m.ns.stat(ctx, string(r.GetPath()), r.GetLook())
 	if gone, ok := errors.AsType[*missingError](err); ok {
 		return &api.StatReply{ValidMs: gone.valid.Milliseconds(), AppliedIndex: index}, nil
 	}

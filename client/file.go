@@ -144,6 +144,7 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	}
 	if kind == errs.Stale {
 		f.c.entries.Remove(f.entry.Path)
+		f.c.doubted.Add(f.entry.Path, struct{}{})
 		return n, errs.E(kind, "read", f.entry.Path, err).WithHint("it has changed or was deleted since it was opened: open it again")
 	}
 	return n, errs.E(kind, "read", f.entry.Path, err)

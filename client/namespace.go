@@ -54,15 +54,19 @@ func (c *Client) Stat(ctx context.Context, p string, o StatOptions) (*Entry, err
 		return nil, err
 	}
 	var e *Entry
+	look := c.doubted.Contains(p)
 	err = c.masters.call(ctx, "stat", p, func(ctx context.Context, cc *grpc.ClientConn) error {
 		asked := time.Now()
 		reply, err := api.NewNamespaceServiceClient(cc).Stat(ctx, &api.StatRequest{
-			Path: []byte(p), WithTicket: o.WithTicket, WithCached: o.WithCached, SeenIndex: c.masters.seen.Load(),
+			Path: []byte(p), WithTicket: o.WithTicket, WithCached: o.WithCached, SeenIndex: c.masters.seen.Load(), Look: look,
 		})
 		if err != nil {
 			return err
 		}
 		c.masters.sawIndex(reply.GetAppliedIndex())
+		if look {
+			c.doubted.Remove(p)
+		}
 		if reply.GetEntry() == nil {
 			return NotFound(validUntil(asked, reply.GetValidMs()))
 		}

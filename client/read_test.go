@@ -245,6 +245,28 @@ func TestErrorsOfTheFileSurface(t *testing.T) {
 	}
 }
 
+// A version that a worker found gone is asked about at the under-store, once.
+func TestGoneVersionIsLookedAt(t *testing.T) {
+	c := newCluster(t, 1)
+	c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	cl := c.dial(t)
+	f := open(t, cl, "/x")
+	c.workers[0].failWith(func(*block.Ticket, block.Extent) error { return errs.E(errs.Stale, "fetch", "", nil) })
+	if _, err := f.ReadAt(make([]byte, 10), 0); !errors.Is(err, errs.Stale) {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := cl.Stat(t.Context(), "/x", StatOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.master.mu.Lock()
+	defer c.master.mu.Unlock()
+	if diff := cmp.Diff([]string{"/x"}, c.master.looks); diff != "" {
+		t.Errorf("paths looked at (-want +got):\n%s", diff)
+	}
+}
+
 func TestReadsWaitForAWorker(t *testing.T) {
 	c := newCluster(t, 1)
 	ticket := c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})

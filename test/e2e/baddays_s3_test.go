@@ -277,7 +277,7 @@ func TestObjectChangesWhileItIsRead(t *testing.T) {
 			for _, key := range []string{"mount", "cat"} {
 				s.Put(t, key, first)
 			}
-			u := newUp(t, s, true, "--ufs-opt", "ttl=1s")
+			u := newUp(t, s, true, "--ufs-opt", "ttl=1h") // time alone must not help
 			u.start()
 
 			f, err := os.Open(filepath.Join(u.mountPoint, "mount"))
