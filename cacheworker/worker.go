@@ -66,8 +66,11 @@ type Worker struct {
 	reporters []*reporter
 	conns     []*grpc.ClientConn
 
-	placement  atomic.Pointer[api.Placement]
-	isKnown    atomic.Bool // to the cluster
+	placement atomic.Pointer[api.Placement]
+	isKnown   atomic.Bool // to the cluster
+	// refusal is why the worker cannot join the cluster of the master that it
+	// last heard of; nil if it can.
+	refusal    atomic.Pointer[error]
 	isServing  atomic.Bool
 	stopping   chan struct{} // closed when nothing more is admitted
 	beginStop  sync.Once
@@ -184,11 +187,14 @@ func (w *Worker) OnBlockChange(s tier.BlockState) {
 	}
 }
 
-// Ready returns nil when the worker serves and the cluster knows it.
+// Ready returns nil when the worker serves and the cluster knows it. It is
+// errs.Invalid if the worker or a directory of its belongs to another cluster.
 func (w *Worker) Ready() error {
 	switch {
 	case !w.isServing.Load():
 		return errs.E(errs.Unavailable, "", "", errors.New("the worker is not serving"))
+	case w.refusal.Load() != nil && *w.refusal.Load() != nil:
+		return *w.refusal.Load()
 	case !w.isKnown.Load():
 		return errs.E(errs.Unavailable, "", "", errors.New("the worker is not registered with a master yet"))
 	}
@@ -403,14 +409,10 @@ func (w *Worker) who() (id string, epoch uint64) {
 func (w *Worker) adopt(clusterID string, mounts *api.Mounts, p *api.Placement) error {
 	w.adoptMutex.Lock()
 	defer w.adoptMutex.Unlock()
-	first := w.identity.current().ClusterID == ""
-	if err := w.identity.join(clusterID); err != nil {
+	err := w.join(clusterID)
+	w.refusal.Store(&err)
+	if err != nil {
 		return err
-	}
-	if first && clusterID != "" {
-		if err := w.tier.BindCluster(clusterID); err != nil {
-			return err
-		}
 	}
 	if p.GetEpoch() > w.placement.Load().GetEpoch() {
 		w.placement.Store(p)
@@ -420,6 +422,18 @@ func (w *Worker) adopt(clusterID string, mounts *api.Mounts, p *api.Placement) e
 		return nil
 	}
 	return w.mounts.apply(mounts)
+}
+
+// join binds the worker and its directories to the cluster of a master.
+func (w *Worker) join(clusterID string) error {
+	if w.identity.current().ClusterID == "" && clusterID != "" {
+		// Before the worker joins: a directory of another cluster must refuse
+		// every attempt, not the first alone.
+		if err := w.tier.BindCluster(clusterID); err != nil {
+			return err
+		}
+	}
+	return w.identity.join(clusterID)
 }
 
 // registered implements self.

@@ -270,10 +270,11 @@ func (l *listings) begin(dir string) *listing {
 	defer l.mu.Unlock()
 	if len(l.byDir) >= maxListings {
 		for other := range l.byDir { // any
-			delete(l.byDir, other)
+			l.spoil(other)
 			break
 		}
 	}
+	l.spoil(dir) // who has it in hand would not hear of what goes from now on
 	x := &listing{dir: dir}
 	l.byDir[dir] = x
 	return x
@@ -288,7 +289,7 @@ func (l *listings) end(x *listing, until time.Time) {
 		return
 	}
 	if until.IsZero() {
-		delete(l.byDir, x.dir)
+		l.spoil(x.dir)
 		return
 	}
 	x.whole, x.until = true, until
@@ -308,6 +309,12 @@ func (l *listings) of(dir string) *listing {
 func (l *listings) forget(dir string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.spoil(dir)
+}
+
+// spoil takes the listing of a directory away, also from those who look into
+// it at this moment. l.mu is held.
+func (l *listings) spoil(dir string) {
 	if x := l.byDir[dir]; x != nil {
 		x.spoilt.Store(true)
 		delete(l.byDir, dir)

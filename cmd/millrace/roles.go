@@ -105,7 +105,8 @@ func (n *node) startOps(ctx context.Context, role string, l net.Listener, reg *p
 	n.group.Start(ctx, role+" HTTP", ops.Run)
 }
 
-// waitReady asks a role until it is ready, ctx ends, or a role has ended.
+// waitReady asks a role until it is ready, ctx ends, a role has ended, or the
+// role says what waiting cannot mend.
 func (n *node) waitReady(ctx context.Context, what string, ready func() error) error {
 	ctx, release := n.group.Bound(ctx)
 	defer release()
@@ -115,8 +116,8 @@ func (n *node) waitReady(ctx context.Context, what string, ready func() error) e
 	defer tick.Stop()
 	for {
 		err := ready()
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errs.Invalid) {
+			return err
 		}
 		select {
 		case <-tick.C:
