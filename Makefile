@@ -17,6 +17,14 @@ TEST_TIMEOUT ?= 10m
 TEST_FLAGS ?=
 FUZZ_TIME ?= 30s
 
+# Packages with tests that count allocations, which the race detector upsets.
+NO_RACE := ./blockio
+
+# How long the soak runs, and the seed of its decisions; empty: another each
+# time.
+DURATION ?= 10m
+SEED ?=
+
 # The race detector needs a C compiler. Without one the tests run all the
 # same, and say so; where everything is required they fail.
 HAVE_CC := $(shell command -v "$$($(GO) env CC)" 2>/dev/null)
@@ -44,6 +52,7 @@ proto: $(TOOLS)/buf $(TOOLS)/protoc-gen-go ## generate the Go code of api/*.prot
 .PHONY: test
 test: build $(TOOLS)/versitygw ## run all tests (PKG=./tier/... TEST_FLAGS='-run X' to narrow)
 	$(if $(HAVE_CC),,$(no-race))
+	$(GO) test -run Allocate $(NO_RACE)
 	MILLRACE_BINARY=$(CURDIR)/bin/millrace MILLRACE_VERSITYGW=$(TOOLS)/versitygw \
 		$(GO) run ./internal/testsum $(if $(HAVE_CC),-race) -shuffle=on -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(PKG)
 
@@ -55,6 +64,11 @@ fuzz: ## run each fuzz target for FUZZ_TIME (30s)
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) "$$pkg"; \
 		done; \
 	done
+
+.PHONY: soak
+soak: build $(TOOLS)/versitygw ## everything at once for DURATION (10m): readers, changes, full disks, failures, kills
+	$(GO) build -o bin/soak ./test/soak
+	exec bin/soak -duration $(DURATION) $(if $(SEED),-seed $(SEED))
 
 .PHONY: lint
 lint: lint-go lint-mod lint-proto ## check style, modules and generated code

@@ -80,11 +80,14 @@ func (JobState) EnumDescriptor() ([]byte, []int) {
 }
 
 type StatRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
-	WithTicket    bool                   `protobuf:"varint,2,opt,name=with_ticket,json=withTicket,proto3" json:"with_ticket,omitempty"`
-	WithCached    bool                   `protobuf:"varint,3,opt,name=with_cached,json=withCached,proto3" json:"with_cached,omitempty"`
-	SeenIndex     uint64                 `protobuf:"varint,4,opt,name=seen_index,json=seenIndex,proto3" json:"seen_index,omitempty"` // highest applied index the client saw
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Path       []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	WithTicket bool                   `protobuf:"varint,2,opt,name=with_ticket,json=withTicket,proto3" json:"with_ticket,omitempty"`
+	WithCached bool                   `protobuf:"varint,3,opt,name=with_cached,json=withCached,proto3" json:"with_cached,omitempty"`
+	SeenIndex  uint64                 `protobuf:"varint,4,opt,name=seen_index,json=seenIndex,proto3" json:"seen_index,omitempty"` // highest applied index the client saw
+	// look asks the under-store whatever is cached: a worker found the version
+	// of an earlier answer gone.
+	Look          bool `protobuf:"varint,5,opt,name=look,proto3" json:"look,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -147,9 +150,16 @@ func (x *StatRequest) GetSeenIndex() uint64 {
 	return 0
 }
 
+func (x *StatRequest) GetLook() bool {
+	if x != nil {
+		return x.Look
+	}
+	return false
+}
+
 type StatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Entry         *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
+	Entry         *Entry                 `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`                     // absent: nothing is there, as the under-store said
 	ValidMs       int64                  `protobuf:"varint,2,opt,name=valid_ms,json=validMs,proto3" json:"valid_ms,omitempty"` // how long the answer may be used without asking again
 	AppliedIndex  uint64                 `protobuf:"varint,3,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2000,6 +2010,7 @@ type HeartbeatRequest struct {
 	Counters       *Counters              `protobuf:"bytes,5,opt,name=counters,proto3" json:"counters,omitempty"`
 	MountsVersion  uint64                 `protobuf:"varint,6,opt,name=mounts_version,json=mountsVersion,proto3" json:"mounts_version,omitempty"` // the table that the worker has
 	PlacementEpoch uint64                 `protobuf:"varint,7,opt,name=placement_epoch,json=placementEpoch,proto3" json:"placement_epoch,omitempty"`
+	Leaving        bool                   `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"` // the last one before a stop: clients are to try others first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -2081,6 +2092,13 @@ func (x *HeartbeatRequest) GetPlacementEpoch() uint64 {
 		return x.PlacementEpoch
 	}
 	return 0
+}
+
+func (x *HeartbeatRequest) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
 }
 
 type HeartbeatReply struct {
@@ -2370,7 +2388,7 @@ var File_master_proto protoreflect.FileDescriptor
 
 const file_master_proto_rawDesc = "" +
 	"\n" +
-	"\fmaster.proto\x12\vmillrace.v1\x1a\fcommon.proto\"\x82\x01\n" +
+	"\fmaster.proto\x12\vmillrace.v1\x1a\fcommon.proto\"\x96\x01\n" +
 	"\vStatRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\fR\x04path\x12\x1f\n" +
 	"\vwith_ticket\x18\x02 \x01(\bR\n" +
@@ -2378,7 +2396,8 @@ const file_master_proto_rawDesc = "" +
 	"\vwith_cached\x18\x03 \x01(\bR\n" +
 	"withCached\x12\x1d\n" +
 	"\n" +
-	"seen_index\x18\x04 \x01(\x04R\tseenIndex\"u\n" +
+	"seen_index\x18\x04 \x01(\x04R\tseenIndex\x12\x12\n" +
+	"\x04look\x18\x05 \x01(\bR\x04look\"u\n" +
 	"\tStatReply\x12(\n" +
 	"\x05entry\x18\x01 \x01(\v2\x12.millrace.v1.EntryR\x05entry\x12\x19\n" +
 	"\bvalid_ms\x18\x02 \x01(\x03R\avalidMs\x12#\n" +
@@ -2505,7 +2524,7 @@ const file_master_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x124\n" +
 	"\tplacement\x18\x02 \x01(\v2\x16.millrace.v1.PlacementR\tplacement\x12+\n" +
-	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\"\xb8\x02\n" +
+	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\"\xd2\x02\n" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vstart_epoch\x18\x02 \x01(\x04R\n" +
@@ -2514,7 +2533,8 @@ const file_master_proto_rawDesc = "" +
 	"\x05tiers\x18\x04 \x03(\v2\x11.millrace.v1.TierR\x05tiers\x121\n" +
 	"\bcounters\x18\x05 \x01(\v2\x15.millrace.v1.CountersR\bcounters\x12%\n" +
 	"\x0emounts_version\x18\x06 \x01(\x04R\rmountsVersion\x12'\n" +
-	"\x0fplacement_epoch\x18\a \x01(\x04R\x0eplacementEpoch\"\xcf\x01\n" +
+	"\x0fplacement_epoch\x18\a \x01(\x04R\x0eplacementEpoch\x12\x18\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\"\xcf\x01\n" +
 	"\x0eHeartbeatReply\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\bR\n" +

@@ -67,6 +67,14 @@ type Config struct {
 	// MaxListingEntries is up to how many entries a directory's listing is
 	// kept in the metadata cache; a longer one is streamed and forgotten.
 	MaxListingEntries int `toml:"max_listing_entries"`
+	// ListAheadLooks is after how many looks at single files of a directory,
+	// within its freshness, the directory is listed for the sake of further
+	// ones: one request for up to a thousand files. 0: never.
+	ListAheadLooks int `toml:"list_ahead_looks"`
+	// ListAheadEntries is up to how many entries such a listing goes, four
+	// requests by default. A longer directory's files are looked at one by one
+	// again until its freshness ends.
+	ListAheadEntries int `toml:"list_ahead_entries"`
 	// UFSTimeout bounds one look at an under-store's file.
 	UFSTimeout size.Duration `toml:"ufs_timeout"`
 	// ProbeTimeout bounds the look at an under-store before it is added.
@@ -128,6 +136,8 @@ func DefaultConfig() Config {
 		TicketTTL:              size.Duration(time.Hour),
 		MetadataCacheBytes:     256 * size.MiB,
 		MaxListingEntries:      100_000,
+		ListAheadLooks:         2,
+		ListAheadEntries:       4000,
 		UFSTimeout:             size.Duration(30 * time.Second),
 		ProbeTimeout:           size.Duration(10 * time.Second),
 		Jobs:                   4,
@@ -181,6 +191,7 @@ func (c Config) Validate() error {
 		{"raft_snapshot_entries", int64(min(c.RaftSnapshotEntries, 1<<62))},
 		{"metadata_cache_bytes", int64(c.MetadataCacheBytes)},
 		{"max_listing_entries", int64(c.MaxListingEntries)},
+		{"list_ahead_entries", int64(c.ListAheadEntries)},
 		{"jobs", int64(c.Jobs)},
 		{"tasks_per_worker", int64(c.TasksPerWorker)},
 		{"task_items", int64(c.TaskItems)},
@@ -200,6 +211,9 @@ func (c Config) Validate() error {
 	}
 	if c.LostAfter <= c.SuspectAfter {
 		bad("lost_after", "must be above suspect_after, %s, is %s", c.SuspectAfter, c.LostAfter)
+	}
+	if c.ListAheadLooks < 0 {
+		bad("list_ahead_looks", "must not be negative")
 	}
 	if c.WholeFileLimit < 0 {
 		bad("whole_file_limit", "must not be negative")

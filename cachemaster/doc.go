@@ -15,6 +15,8 @@
 //     may be lost at any time.
 //   - Metadata that was asked for before a change of its under-store mount is
 //     never served after that change.
+//   - Of a directory that is known in part, the metadata cache tells what is
+//     there and never what is not.
 //   - Placement follows the registry, not liveness: a worker that is away
 //     keeps what it owns.
 //   - A job's committed sums count exactly the files up to its committed

@@ -88,22 +88,30 @@ func (r *jobRun) run(ctx context.Context) {
 			r.finish(ctx, p)
 			return
 		}
-		var later <-chan time.Time
-		if retry > 0 {
-			later = time.After(retry)
-		}
-		select {
-		case <-r.wake:
-		case <-later:
-		case <-changed:
-		case <-commit.C:
-			if !r.commit(ctx) {
-				return
-			}
-		case <-ctx.Done():
+		if !r.await(ctx, retry, changed, commit.C) {
 			return
 		}
 	}
+}
+
+// await waits until there may be something to do; false ends the run.
+func (r *jobRun) await(ctx context.Context, retry time.Duration, changed <-chan struct{}, commit <-chan time.Time) bool {
+	var later <-chan time.Time
+	if retry > 0 {
+		var stop func()
+		later, stop = r.s.m.clock.After(retry)
+		defer stop()
+	}
+	select {
+	case <-r.wake:
+	case <-later:
+	case <-changed:
+	case <-commit:
+		return r.commit(ctx)
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // add takes an item from the planner.
@@ -151,7 +159,7 @@ func (r *jobRun) finish(ctx context.Context, p loadjob.Progress) {
 			return
 		}
 		r.s.m.log.Warn("end of a load job was not committed", "job", r.job.ID, "error", err)
-		if sleep(ctx, backoff(try)) != nil {
+		if sleep(ctx, r.s.m.clock, backoff(try)) != nil {
 			return
 		}
 	}

@@ -152,18 +152,6 @@ func backoff(n int) time.Duration {
 	return d*3/4 + rand.N(d/2)
 }
 
-// sleep waits for d, or for the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // passing reports whether what failed may succeed a little later.
 func passing(err error) bool {
 	switch errs.KindOf(err) {
@@ -209,7 +197,7 @@ func (s jobSource) List(ctx context.Context, p, after string) iter.Seq2[loadjob.
 			if failed == nil {
 				return
 			}
-			if ctx.Err() != nil || !passing(failed) || try >= listTries || sleep(ctx, backoff(try)) != nil {
+			if ctx.Err() != nil || !passing(failed) || try >= listTries || sleep(ctx, s.m.clock, backoff(try)) != nil {
 				yield(loadjob.FileEntry{}, failed)
 				return
 			}
@@ -227,8 +215,11 @@ func (s jobSource) Look(ctx context.Context, p string) (loadjob.FileEntry, error
 }
 
 func (s jobSource) entry(f *file) (loadjob.FileEntry, error) {
-	t, err := s.m.ns.ticket(f)
-	return loadjob.FileEntry{Path: f.path, Ticket: t}, err
+	t := s.m.ns.ticket(f)
+	if err := t.Validate(); err != nil {
+		return loadjob.FileEntry{}, errs.E(errs.Invalid, "issue ticket", f.path, err)
+	}
+	return loadjob.FileEntry{Path: f.path, Ticket: t}, nil
 }
 
 // final reports whether a commit failed because the job needs no more.

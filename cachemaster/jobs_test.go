@@ -317,6 +317,33 @@ func TestJobFailures(t *testing.T) {
 	wantKind(t, "cancel what has ended", err, errs.Invalid)
 }
 
+// TestJobRetries has a worker fail in passing until the job gives up, which
+// takes half a minute of the job's time.
+func TestJobRetries(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	c := start(t, t.TempDir(), map[string]*memStore{"s": newMemStore(tree(10, 20))}, cfg)
+	c.mount(t, "/", "mem://s", nil)
+	w := newFakeWorker(t, "w1")
+	w.fail["d/f001"] = errs.Throttled
+	c.join(t, w)
+	began := c.clock.Now()
+	id := c.submit(t, "/d")
+	eventually(t, "the job has ended", func() bool {
+		c.clock.skip()
+		j, err := c.jobs.GetJob(t.Context(), &api.GetJobRequest{Id: id})
+		return err == nil && j.GetFinishedMs() != 0
+	})
+	wantJob(t, c.await(t, id), api.JobState_JOB_STATE_FAILED,
+		&api.JobSums{Listed: 2, Loaded: 1, Failed: 1}, &api.JobSums{Listed: 30, Loaded: 10, Failed: 20})
+	if n := w.loads["d/f001/0"]; n != cfg.ItemAttempts {
+		t.Errorf("%d attempts, want %d", n, cfg.ItemAttempts)
+	}
+	if took := c.clock.Now().Sub(began); took < 20*time.Second {
+		t.Errorf("the waits between attempts took %v", took)
+	}
+}
+
 func TestJobCancel(t *testing.T) {
 	t.Parallel()
 	c := start(t, t.TempDir(), map[string]*memStore{"s": newMemStore(tree(10, 20, 30, 40))}, testConfig())

@@ -2,6 +2,7 @@ package cachemaster
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 // listing is one pass over a directory of an under-store that several callers
 // may follow. It holds what came so far; once that is more than its bound it
 // admits no further callers, forgets what all of them have read, and goes on
-// no faster than the slowest of them.
+// no faster than the slowest of them. It ends early when no caller wants more.
 type listing struct {
 	bound   int
 	expires time.Time // of the answer, should it be kept
@@ -30,16 +31,21 @@ type listing struct {
 
 // listingReader is one caller that follows a listing.
 type listingReader struct {
-	l   *listing
-	pos int
+	l    *listing
+	pos  int
+	most int // items that it wants; 0: all
 }
+
+// errEnough ends a listing of which nobody wants more.
+var errEnough = errors.New("nobody wants more of the listing")
 
 func newListing(bound int, expires time.Time) *listing {
 	return &listing{bound: bound, expires: expires, readers: make(map[*listingReader]struct{}), wake: make(chan struct{})}
 }
 
-// join admits a caller; false if it comes too late to see all.
-func (l *listing) join() (*listingReader, bool) {
+// join admits a caller that wants so many items, or all for 0; false if it
+// comes too late to see all.
+func (l *listing) join(most int) (*listingReader, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.long || (l.done && l.err != nil) {
@@ -48,7 +54,7 @@ func (l *listing) join() (*listingReader, bool) {
 	if l.cancel != nil && len(l.readers) == 0 && !l.done {
 		return nil, false // its last caller left: it is being canceled
 	}
-	r := &listingReader{l: l}
+	r := &listingReader{l: l, most: most}
 	l.readers[r] = struct{}{}
 	return r, true
 }
@@ -112,7 +118,7 @@ func (r *listingReader) next(ctx context.Context) ([]ufs.Info, error) {
 }
 
 // add enters one more item. It fails when ctx ends while it waits for the
-// slowest caller.
+// slowest caller, and with errEnough.
 func (l *listing) add(ctx context.Context, info ufs.Info) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -126,6 +132,14 @@ func (l *listing) add(ctx context.Context, info ufs.Info) error {
 	}
 	l.items = append(l.items, info)
 	l.changed()
+	for r := range l.readers {
+		if r.most == 0 || r.most > l.base+len(l.items) {
+			return nil
+		}
+	}
+	if len(l.readers) > 0 {
+		return errEnough // before the under-store is asked for more
+	}
 	return nil
 }
 
@@ -144,11 +158,17 @@ func (l *listing) trim() bool {
 	return true
 }
 
-// end ends the pass and returns everything, if it is still there.
-func (l *listing) end(err error) (all []ufs.Info, ok bool) {
+// whole returns everything, if all of it came and is still there.
+func (l *listing) whole(err error) (all []ufs.Info, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.items, err == nil && !l.long
+}
+
+// end ends the pass.
+func (l *listing) end(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.done, l.err = true, err
 	l.changed()
-	return l.items, err == nil && !l.long
 }

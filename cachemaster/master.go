@@ -42,8 +42,9 @@ type Master struct {
 	cfg   Config
 	deps  Deps
 	log   *slog.Logger
-	now   func() time.Time
-	grpc  string // the address that others are told
+	clock clock
+	now   func() time.Time // of clock
+	grpc  string           // the address that others are told
 	store *fsm.Store
 
 	raft    *raftNode // set by Run before anything serves
@@ -68,15 +69,15 @@ type Master struct {
 // New makes a master: it opens the state machine's file, and starts nothing.
 // Run must be called; it closes what New opened, and the listeners.
 func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*Master, error) {
-	return newMaster(cfg, deps, log, reg, time.Now)
+	return newMaster(cfg, deps, log, reg, systemClock{})
 }
 
-func newMaster(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer, now func() time.Time) (*Master, error) {
+func newMaster(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer, c clock) (*Master, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configuration of the master: %w", err)
 	}
 	m := &Master{
-		cfg: cfg, deps: deps, log: log, now: now, grpc: cfg.AdvertiseGRPC,
+		cfg: cfg, deps: deps, log: log, clock: c, now: c.Now, grpc: cfg.AdvertiseGRPC,
 		stopping: make(chan struct{}),
 		entropy:  ulid.Monotonic(rand.Reader, 0),
 	}
@@ -87,8 +88,8 @@ func newMaster(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registere
 	m.blocks = blockmap.New()
 	m.peers = newPeers()
 	state := func() *fsm.State { return m.store.State() }
-	m.ns = newNamespace(cfg, now, state, newStores(deps.UFS, m.ufs, log))
-	m.members = newMembership(cfg, now, state, m.blocks)
+	m.ns = newNamespace(cfg, m.now, state, newStores(deps.UFS, m.ufs, log))
+	m.members = newMembership(cfg, m.now, state, m.blocks)
 	m.jobs = newScheduler(cfg, m)
 	var err error
 	if m.store, err = fsm.Open(filepath.Join(deps.DataDir, stateFile), m.changed); err != nil {
@@ -223,10 +224,8 @@ func (m *Master) establish(ctx context.Context) error {
 			return err
 		}
 		m.log.Warn("leadership is not established yet", "error", err)
-		select {
-		case <-time.After(time.Second):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := sleep(ctx, m.clock, time.Second); err != nil {
+			return err
 		}
 	}
 }

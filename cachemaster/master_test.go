@@ -6,6 +6,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -33,9 +34,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type memStore struct {
 	mu       sync.Mutex
 	files    map[string]string // path -> content
+	order    []string          // the paths, sorted; nil after a change
 	stats    int
 	lists    int
+	pages    int           // of listings: requests to a server that gives 1,000 entries at a time
 	fail     error         // of every request
+	failList error         // of every listing
 	hold     chan struct{} // requests wait for it, if set
 	listFail map[int]error // error in place of item n of a recursive listing, once
 }
@@ -53,10 +57,24 @@ func (s *memStore) asked() (stats, lists int) {
 	return s.stats, s.lists
 }
 
+// requests is what a server would have been asked.
+func (s *memStore) requests() (heads, pages int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats, s.pages
+}
+
 func (s *memStore) set(p, content string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.files[p] = content
+	s.order = nil
+}
+
+func (s *memStore) remove(p string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.files, p)
 }
 
 func (s *memStore) setFail(err error) {
@@ -102,20 +120,15 @@ func (s *memStore) Stat(ctx context.Context, p string) (ufs.Info, error) {
 }
 
 func (s *memStore) sorted() []string {
-	var all []string
-	for p := range s.files {
-		all = append(all, p)
+	if s.order == nil {
+		s.order = slices.Sorted(maps.Keys(s.files))
 	}
-	slices.Sort(all)
-	return all
+	return s.order
 }
 
 func (s *memStore) listing(dir string, o ufs.ListOptions) ([]ufs.Info, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.files[dir]; ok {
-		return nil, errs.E(errs.NotDir, "list", dir, nil)
-	}
 	prefix := ""
 	if dir != "" {
 		prefix = dir + "/"
@@ -137,6 +150,9 @@ func (s *memStore) listing(dir string, o ufs.ListOptions) ([]ufs.Info, error) {
 			found = append(found, ufs.Info{Path: prefix + name, Type: ufs.Dir})
 		}
 	}
+	if _, ok := s.files[dir]; ok && !exists {
+		return nil, errs.E(errs.NotDir, "list", dir, nil)
+	}
 	if !exists {
 		return nil, errs.E(errs.NotFound, "list", dir, nil)
 	}
@@ -147,8 +163,10 @@ func (s *memStore) List(ctx context.Context, dir string, o ufs.ListOptions) iter
 	return func(yield func(ufs.Info, error) bool) {
 		s.mu.Lock()
 		s.lists++
+		s.pages++
+		failList := s.failList
 		s.mu.Unlock()
-		err := s.wait(ctx)
+		err := errors.Join(s.wait(ctx), failList)
 		var infos []ufs.Info
 		if err == nil {
 			infos, err = s.listing(dir, o)
@@ -159,6 +177,9 @@ func (s *memStore) List(ctx context.Context, dir string, o ufs.ListOptions) iter
 		}
 		for i, info := range infos {
 			s.mu.Lock()
+			if i > 0 && i%1000 == 0 {
+				s.pages++
+			}
 			fail := s.listFail[i]
 			if o.Recursive {
 				delete(s.listFail, i)
@@ -197,20 +218,64 @@ func registry(stores map[string]*memStore) ufs.Registry {
 
 // testClock is a clock that tests move.
 type testClock struct {
-	mu    sync.Mutex
-	ahead time.Duration
+	mu     sync.Mutex
+	ahead  time.Duration
+	timers map[*testTimer]struct{}
 }
 
-func (c *testClock) now() time.Time {
+// testTimer waits for the time of a testClock to come, by itself or by a move.
+type testTimer struct {
+	at     time.Time
+	passed chan time.Time
+	fire   func() // once
+}
+
+func (c *testClock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return time.Now().Add(c.ahead)
+}
+
+func (c *testClock) After(d time.Duration) (passed <-chan time.Time, stop func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := &testTimer{at: time.Now().Add(c.ahead + d), passed: make(chan time.Time, 1)}
+	t.fire = sync.OnceFunc(func() { t.passed <- t.at })
+	alone := time.AfterFunc(d, t.fire)
+	if c.timers == nil {
+		c.timers = map[*testTimer]struct{}{}
+	}
+	c.timers[t] = struct{}{}
+	return t.passed, func() {
+		alone.Stop()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.timers, t)
+	}
 }
 
 func (c *testClock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ahead += d
+	for t := range c.timers {
+		if !t.at.After(time.Now().Add(c.ahead)) {
+			t.fire()
+		}
+	}
+}
+
+// skip moves the clock to the moment that somebody waits for, if anybody does.
+func (c *testClock) skip() {
+	c.mu.Lock()
+	var next time.Duration
+	for t := range c.timers {
+		if d := t.at.Sub(time.Now().Add(c.ahead)); d > 0 && (next == 0 || d < next) {
+			next = d
+		}
+	}
+	c.mu.Unlock()
+	c.advance(next)
 }
 
 func testConfig() Config {
@@ -239,7 +304,7 @@ type cluster struct {
 	quiet    chan struct{} // closed when heartbeats end
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	var lc net.ListenConfig
 	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -250,7 +315,7 @@ func listen(t *testing.T) net.Listener {
 }
 
 // start runs a master on dir until the test ends.
-func start(t *testing.T, dir string, stores map[string]*memStore, cfg Config) *cluster {
+func start(t testing.TB, dir string, stores map[string]*memStore, cfg Config) *cluster {
 	t.Helper()
 	deps := Deps{UFS: registry(stores), GRPC: listen(t), Raft: listen(t), DataDir: dir}
 	c := startWith(t, deps, cfg)
@@ -258,11 +323,11 @@ func start(t *testing.T, dir string, stores map[string]*memStore, cfg Config) *c
 	return c
 }
 
-func startWith(t *testing.T, deps Deps, cfg Config) *cluster {
+func startWith(t testing.TB, deps Deps, cfg Config) *cluster {
 	t.Helper()
 	c := &cluster{clock: &testClock{}, quiet: make(chan struct{})}
 	var err error
-	c.m, err = newMaster(cfg, deps, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), c.clock.now)
+	c.m, err = newMaster(cfg, deps, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry(), c.clock)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +353,7 @@ func startWith(t *testing.T, deps Deps, cfg Config) *cluster {
 	return c
 }
 
-func dial(t *testing.T, address string) *grpc.ClientConn {
+func dial(t testing.TB, address string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -301,7 +366,7 @@ func dial(t *testing.T, address string) *grpc.ClientConn {
 }
 
 // eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(20 * time.Second)
 	for !ok() {
@@ -312,7 +377,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func (c *cluster) mount(t *testing.T, p, uri string, options map[string]string) *api.UFSMount {
+func (c *cluster) mount(t testing.TB, p, uri string, options map[string]string) *api.UFSMount {
 	t.Helper()
 	r, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(p), Uri: uri, Options: options})
 	if err != nil {
@@ -322,7 +387,7 @@ func (c *cluster) mount(t *testing.T, p, uri string, options map[string]string) 
 }
 
 // list returns the paths of a listing, "/" behind those of directories.
-func (c *cluster) list(t *testing.T, r *api.ListRequest) ([]string, error) {
+func (c *cluster) list(t testing.TB, r *api.ListRequest) ([]string, error) {
 	t.Helper()
 	stream, err := c.ns.List(t.Context(), r)
 	if err != nil {
@@ -347,12 +412,16 @@ func (c *cluster) list(t *testing.T, r *api.ListRequest) ([]string, error) {
 	}
 }
 
-func (c *cluster) stat(t *testing.T, p string) (*api.StatReply, error) {
+func (c *cluster) stat(t testing.TB, p string) (*api.StatReply, error) {
 	t.Helper()
-	return c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true})
+	r, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true})
+	if err == nil && r.GetEntry() == nil {
+		return r, errs.E(errs.NotFound, "stat", p, nil)
+	}
+	return r, err
 }
 
-func wantKind(t *testing.T, what string, err error, kind errs.Kind) {
+func wantKind(t testing.TB, what string, err error, kind errs.Kind) {
 	t.Helper()
 	if !errors.Is(err, kind) {
 		t.Errorf("%s: error %v, want kind %v", what, err, kind)

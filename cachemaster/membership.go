@@ -120,6 +120,10 @@ func (m *membership) hear(r *api.HeartbeatRequest) error {
 	}
 	changed := !proto.Equal(w.addresses, r.GetAddresses()) || len(w.tiers) != len(r.GetTiers())
 	w.heard, w.epoch = m.now(), max(r.GetStartEpoch(), 1)
+	if r.GetLeaving() {
+		// As if it had been silent; one that comes back is live at once.
+		w.heard = w.heard.Add(-m.cfg.SuspectAfter.Std())
+	}
 	w.addresses, w.tiers = r.GetAddresses(), r.GetTiers()
 	w.counters = r.GetCounters()
 	w.mountsVersion, w.placementEpoch = r.GetMountsVersion(), r.GetPlacementEpoch()

@@ -146,6 +146,23 @@ func TestMembership(t *testing.T) {
 	hb.StartEpoch = 5
 	_, err = c.registry.Heartbeat(ctx, hb)
 	wantKind(t, "heartbeat of an older process beside a live one", err, errs.Busy)
+
+	// A worker that says that it leaves is suspect at once, and live again as
+	// soon as it is back.
+	hb.StartEpoch, hb.Leaving = 6, true
+	if _, err = c.registry.Heartbeat(ctx, hb); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.workerState(t, "w1"); s != stateSuspect {
+		t.Errorf("a worker that leaves is %s", s)
+	}
+	hb.StartEpoch, hb.Leaving = 7, false
+	if _, err = c.registry.Heartbeat(ctx, hb); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.workerState(t, "w1"); s != stateLive {
+		t.Errorf("a worker that is back is %s", s)
+	}
 }
 
 // blocks sends a full report of one block.
@@ -171,7 +188,7 @@ func TestClientBounds(t *testing.T) {
 	cfg := testConfig()
 	cfg.MaxClients = 2
 	clock := &testClock{}
-	m := newMembership(cfg, clock.now, nil, nil)
+	m := newMembership(cfg, clock.Now, nil, nil)
 	for i, id := range []string{"a", "b", "c"} {
 		clock.advance(time.Second)
 		err := m.reportClient(&api.ReportClientRequest{ClientId: id, Counters: &api.Counters{OpensCopy: 1 << i}})

@@ -35,6 +35,7 @@ type metaEntry struct {
 
 	children []ufs.Info // of a listing
 	byName   map[string]int
+	part     bool // of a listing that may lack children
 }
 
 func (e *metaEntry) freshAt(now time.Time) bool { return e.expires.IsZero() || now.Before(e.expires) }
@@ -70,11 +71,12 @@ func (c *metaCache) purge() {
 	c.bytes = 0
 }
 
-// lookup returns a fresh entry.
-func (c *metaCache) lookup(k metaKey) (*metaEntry, bool) {
+// listing returns a fresh and whole listing of a directory.
+func (c *metaCache) listing(mount uint64, dir string) (*metaEntry, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.fresh(k)
+	e, ok := c.fresh(metaKey{mount: mount, path: dir, list: true})
+	return e, ok && !e.part
 }
 
 func (c *metaCache) fresh(k metaKey) (*metaEntry, bool) {
@@ -100,19 +102,21 @@ func (c *metaCache) stat(mount uint64, p string) (answer statAnswer, ok bool) {
 		}
 		return statAnswer{info: e.info, expires: e.expires}, true
 	}
-	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok {
+	dir, name := splitPath(p)
+	above, known := c.fresh(metaKey{mount: mount, path: dir, list: true})
+	if known {
+		if i, ok := above.byName[name]; ok {
+			return statAnswer{info: above.children[i], expires: above.expires}, true
+		}
+	}
+	// Of a part nobody knows whether its directory is a file too.
+	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok && !e.part {
 		return statAnswer{info: ufs.Info{Path: p, Type: ufs.Dir}, expires: e.expires}, true
 	}
-	dir, name := splitPath(p)
-	e, ok := c.fresh(metaKey{mount: mount, path: dir, list: true})
-	if !ok {
-		return statAnswer{}, false
+	if known && !above.part {
+		return statAnswer{expires: above.expires, err: notThere(p)}, true
 	}
-	i, ok := e.byName[name]
-	if !ok {
-		return statAnswer{expires: e.expires, err: notThere(p)}, true
-	}
-	return statAnswer{info: e.children[i], expires: e.expires}, true
+	return statAnswer{}, false
 }
 
 func notThere(p string) error { return errs.E(errs.NotFound, "stat", p, nil) }
@@ -134,17 +138,51 @@ func (c *metaCache) putStat(mount uint64, p string, info ufs.Info, found bool, e
 	})
 }
 
+// correct forgets the listing of the parent of p if it says otherwise than the
+// under-store just did: it would bring back the version that is gone.
+func (c *metaCache) correct(mount uint64, p string, info ufs.Info, found bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	dir, name := splitPath(p)
+	k := metaKey{mount: mount, path: dir, list: true}
+	above, ok := c.lru.Peek(k)
+	if !ok {
+		return
+	}
+	i, listed := above.byName[name]
+	switch {
+	case !listed && (!found || above.part):
+	case listed && found && above.children[i].Type == info.Type && above.children[i].Tag == info.Tag && above.children[i].Size == info.Size:
+	default:
+		c.lru.Remove(k)
+	}
+}
+
 func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires time.Time) {
+	c.put(metaKey{mount: mount, path: dir, list: true}, newListingEntry(dir, children, expires))
+}
+
+// putPart keeps children of a directory that may have more. It does not take
+// the place of what says more.
+func (c *metaCache) putPart(mount uint64, dir string, children []ufs.Info, expires time.Time) {
+	e := newListingEntry(dir, children, expires)
+	e.part = true
+	c.put(metaKey{mount: mount, path: dir, list: true}, e)
+}
+
+func newListingEntry(dir string, children []ufs.Info, expires time.Time) *metaEntry {
 	e := &metaEntry{
 		expires: expires, children: children, byName: make(map[string]int, len(children)),
 		bytes: int64(metaEntryCost + len(dir)),
 	}
 	for i := range children {
 		_, name := splitPath(children[i].Path)
-		e.byName[name] = i
+		if _, ok := e.byName[name]; !ok { // a file, if it is a directory too
+			e.byName[name] = i
+		}
 		e.bytes += int64(metaListingCost + len(children[i].Path) + len(children[i].Tag))
 	}
-	c.put(metaKey{mount: mount, path: dir, list: true}, e)
+	return e
 }
 
 func (c *metaCache) put(k metaKey, e *metaEntry) {
@@ -153,6 +191,11 @@ func (c *metaCache) put(k metaKey, e *metaEntry) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if e.part {
+		if old, ok := c.fresh(k); ok && (!old.part || len(old.children) > len(e.children)) {
+			return
+		}
+	}
 	c.lru.Remove(k) // Add would replace it without telling the callback
 	c.lru.Add(k, e)
 	c.bytes += e.bytes

@@ -36,6 +36,7 @@ type namespace struct {
 	detached detached
 	stats    flights[statKey, statAnswer]
 	looking  *semaphore.Weighted
+	siblings *siblings
 
 	listMu sync.Mutex
 	lists  map[statKey]*listing
@@ -61,8 +62,8 @@ func newNamespace(cfg Config, now func() time.Time, state func() *fsm.State, st 
 	n := &namespace{
 		cfg: cfg, now: now, state: state, stores: st,
 		cache:   newMetaCache(int64(cfg.MetadataCacheBytes), now),
-		looking: semaphore.NewWeighted(maxStats),
-		lists:   make(map[statKey]*listing),
+		looking: semaphore.NewWeighted(maxStats), siblings: newSiblings(),
+		lists: make(map[statKey]*listing),
 	}
 	n.stats.detached = &n.detached
 	return n
@@ -172,6 +173,17 @@ func (n *namespace) virtual(st *fsm.State, p string) file {
 	return f
 }
 
+// missingError is an under-store's answer that nothing is at a path. It is
+// errs.NotFound.
+type missingError struct {
+	path  string
+	valid time.Duration // for how long the answer may be used
+}
+
+func (e *missingError) Error() string { return e.Unwrap().Error() }
+
+func (e *missingError) Unwrap() error { return errs.E(errs.NotFound, "stat", e.path, nil) }
+
 // stat describes the path. look says to ask the under-store whatever is
 // cached.
 func (n *namespace) stat(ctx context.Context, p string, look bool) (file, error) {
@@ -201,7 +213,7 @@ func (n *namespace) stat(ctx context.Context, p string, look bool) (file, error)
 	}
 	if answer.err != nil {
 		if errors.Is(answer.err, errs.NotFound) {
-			return file{}, errs.E(errs.NotFound, "stat", p, nil)
+			return file{}, &missingError{path: p, valid: n.valid(answer.expires)}
 		}
 		return file{}, errs.Wrap(answer.err, "stat", p)
 	}
@@ -218,6 +230,9 @@ func (n *namespace) ask(ctx context.Context, index uint64, m fsm.Mount, rel stri
 	}
 	key := statKey{mount: m.ID, changed: m.Changed, path: rel}
 	return n.stats.do(ctx, key, n.cfg.UFSTimeout.Std(), func(ctx context.Context) statAnswer {
+		if answer, ok := n.fromSiblings(ctx, index, m, rel); ok {
+			return answer
+		}
 		return n.lookup(ctx, index, m, rel)
 	})
 }
@@ -239,6 +254,7 @@ func (n *namespace) lookup(ctx context.Context, index uint64, m fsm.Mount, rel s
 	found := err == nil
 	if keep && (found || errors.Is(err, errs.NotFound)) && n.unchanged(m, index) {
 		n.cache.putStat(m.ID, rel, info, found, expires)
+		n.cache.correct(m.ID, rel, info, found)
 	}
 	return statAnswer{info: info, expires: expires, err: err}
 }
@@ -250,18 +266,16 @@ func (n *namespace) unchanged(m fsm.Mount, index uint64) bool {
 	return ok && now.Changed <= index
 }
 
-// ticket issues the right to read a file.
-func (n *namespace) ticket(f *file) (*block.Ticket, error) {
+// ticket issues the right to read a file. Its bounds are checked where it is
+// encoded.
+func (n *namespace) ticket(f *file) *block.Ticket {
 	t := &block.Ticket{
 		MountID: f.mount.ID, Path: f.info.Path, Tag: f.info.Tag, Length: f.info.Size,
 		BlockSize: f.mount.BlockSize, Unsettled: f.info.Unsettled,
 		Expiry: n.now().Add(n.cfg.TicketTTL.Std()).UTC().Truncate(time.Millisecond),
 	}
 	t.FileID = t.Derive()
-	if err := t.Validate(); err != nil {
-		return nil, errs.E(errs.Invalid, "issue ticket", f.path, err)
-	}
-	return t, nil
+	return t
 }
 
 // place is a path of an under-store.

@@ -150,6 +150,102 @@ func TestFreshness(t *testing.T) {
 	}
 }
 
+// TestLook asks about a version that a worker found gone: the under-store is
+// asked, and nothing brings the old answer back.
+func TestLook(t *testing.T) {
+	t.Parallel()
+	s := newMemStore(map[string]string{"d/a": "1", "d/b": "2", "d/c": "3"})
+	c := start(t, t.TempDir(), map[string]*memStore{"s": s}, testConfig())
+	c.mount(t, "/s", "mem://s", map[string]string{"ttl": "1h"})
+	list := func() []string {
+		t.Helper()
+		paths, err := c.list(t, &api.ListRequest{Path: []byte("/s/d")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return paths
+	}
+	stat := func(p string, look bool) *api.Entry {
+		t.Helper()
+		r, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), Look: look})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetEntry()
+	}
+	if diff := cmp.Diff([]string{"/s/d/a", "/s/d/b", "/s/d/c"}, list()); diff != "" {
+		t.Fatal(diff)
+	}
+	s.set("d/a", "another")
+	s.remove("d/b")
+	if got := stat("/s/d/a", false).GetSize(); got != 1 {
+		t.Fatalf("size %d: the answer was not cached, so the test shows nothing", got)
+	}
+	lists := listsOf(s)
+	stat("/s/d/c", true)
+	if list(); lists != listsOf(s) {
+		t.Error("a look that found no change dropped the listing")
+	}
+	for range 2 { // the second is answered from the cache
+		if got := stat("/s/d/a", true).GetSize(); got != 7 {
+			t.Errorf("size %d after a look, want 7", got)
+		}
+		if got := stat("/s/d/a", false).GetSize(); got != 7 {
+			t.Errorf("size %d behind a look, want 7", got)
+		}
+	}
+	if diff := cmp.Diff([]string{"/s/d/a", "/s/d/c"}, list()); diff != "" {
+		t.Errorf("listed behind the look (-want +got):\n%s", diff)
+	}
+	if e := stat("/s/d/b", true); e != nil {
+		t.Errorf("removed, and a look still finds %v", e)
+	}
+}
+
+func listsOf(s *memStore) int {
+	_, lists := s.asked()
+	return lists
+}
+
+// TestMissing looks at what is not there.
+func TestMissing(t *testing.T) {
+	t.Parallel()
+	s := newMemStore(map[string]string{"d/a": "1"})
+	stores := map[string]*memStore{"ttl": s, "never": newMemStore(nil), "always": newMemStore(nil)}
+	c := start(t, t.TempDir(), stores, testConfig())
+	c.mount(t, "/ttl", "mem://ttl", map[string]string{"ttl": "10s"})
+	c.mount(t, "/never", "mem://never", map[string]string{"freshness": "never"})
+	c.mount(t, "/always", "mem://always", map[string]string{"freshness": "always"})
+	stat := func(p string) (*api.StatReply, error) {
+		return c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true, WithCached: true})
+	}
+	for p, want := range map[string]int64{"/ttl/no": 10_000, "/never/no/no": 3_600_000, "/always/no": 0, "/ttl/d/a/no": 10_000} {
+		r, err := stat(p)
+		if err != nil || r.GetEntry() != nil || r.GetAppliedIndex() == 0 {
+			t.Errorf("stat %s = %v, %v", p, r, err)
+		}
+		if v := r.GetValidMs(); v > want || v < want*9/10 {
+			t.Errorf("%s is missing for %d ms, want about %d", p, v, want)
+		}
+	}
+	c.clock.advance(4 * time.Second)
+	if r, err := stat("/ttl/no"); err != nil || r.GetValidMs() > 6_000 || r.GetValidMs() < 5_000 {
+		t.Errorf("after 4 s: %v, %v", r, err)
+	}
+	c.clock.advance(7 * time.Second)
+	s.set("no", "now it is")
+	if r, err := stat("/ttl/no"); err != nil || r.GetEntry().GetSize() != 9 {
+		t.Errorf("after the ttl: %v, %v", r, err)
+	}
+	_, err := stat("/unbound")
+	wantKind(t, "where no under-store is bound", err, errs.NotFound)
+	s.setFail(errs.E(errs.Permission, "stat", "", nil))
+	_, err = stat("/ttl/other")
+	wantKind(t, "where the under-store refuses", err, errs.Permission)
+	_, err = c.ns.Locate(t.Context(), &api.LocateRequest{Path: []byte("/always/no")})
+	wantKind(t, "locate", err, errs.NotFound)
+}
+
 // TestFillIsDiscarded removes a mount and binds another under-store in its
 // place while the first one is being asked.
 func TestFillIsDiscarded(t *testing.T) {

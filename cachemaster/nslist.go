@@ -75,14 +75,14 @@ func (n *namespace) listUFS(ctx context.Context, index uint64, m fsm.Mount, rel 
 			return true
 		}
 		if m.Freshness != fsm.FreshAlways {
-			if e, ok := n.cache.lookup(metaKey{mount: m.ID, path: rel, list: true}); ok {
+			if e, ok := n.cache.listing(m.ID, rel); ok {
 				n.hits.Add(1)
 				emit(e.children, &listing{expires: e.expires})
 				return
 			}
 		}
 		n.misses.Add(1)
-		r, err := n.joinListing(ctx, index, m, rel)
+		r, err := n.joinListing(ctx, index, m, rel, 0)
 		if err != nil {
 			yield(file{}, err)
 			return
@@ -102,25 +102,27 @@ func (n *namespace) listUFS(ctx context.Context, index uint64, m fsm.Mount, rel 
 }
 
 // joinListing follows the listing of a directory that is under way, or starts
-// one.
-func (n *namespace) joinListing(ctx context.Context, index uint64, m fsm.Mount, rel string) (*listingReader, error) {
+// one. The caller wants most items, or all for 0.
+func (n *namespace) joinListing(ctx context.Context, index uint64, m fsm.Mount, rel string, most int) (*listingReader, error) {
 	key := statKey{mount: m.ID, changed: m.Changed, path: rel}
 	shared := m.Freshness != fsm.FreshAlways
 	n.listMu.Lock()
 	defer n.listMu.Unlock()
 	if l := n.lists[key]; l != nil && shared {
-		if r, ok := l.join(); ok {
+		if r, ok := l.join(most); ok {
 			return r, nil
 		}
 	}
 	expires, keep := n.freshness(m)
 	l := newListing(n.cfg.MaxListingEntries, expires)
-	r, _ := l.join()
+	r, _ := l.join(most)
 	cancel, err := n.detached.start(ctx, 0, func(ctx context.Context) {
-		all, complete := l.end(n.collect(ctx, l, m, rel))
-		if complete && keep && n.unchanged(m, index) {
+		err := n.collect(ctx, l, m, rel)
+		// Kept before its callers learn of the end, who may ask the cache.
+		if all, ok := l.whole(err); ok && keep && n.unchanged(m, index) {
 			n.cache.putListing(m.ID, rel, all, expires)
 		}
+		l.end(err)
 		n.listMu.Lock()
 		defer n.listMu.Unlock()
 		if n.lists[key] == l {
@@ -159,7 +161,7 @@ func (n *namespace) collect(ctx context.Context, l *listing, m fsm.Mount, rel st
 
 // files streams every file below the directory p whose path sorts behind
 // after, in byte order of the whole path, those of under-store mounts below p
-// at their places among the others. Nothing of it is kept in the cache.
+// at their places among the others.
 func (n *namespace) files(ctx context.Context, p, after string) iter.Seq2[file, error] {
 	return func(yield func(file, error) bool) {
 		if err := checkPath(p); err != nil {
@@ -221,6 +223,8 @@ func (w *walk) ufs(p string, m fsm.Mount, rel string, nested []string) (left []s
 		opts.After = relative(w.after, string(m.Path))
 	}
 	all := nested
+	kept := w.n.newGatherer(w.st.Index, m, rel)
+	defer kept.end()
 	expires, _ := w.n.freshness(m)
 	valid := w.n.valid(expires)
 	for info, err := range store.List(w.ctx, rel, opts) {
@@ -231,6 +235,7 @@ func (w *walk) ufs(p string, m fsm.Mount, rel string, nested []string) (left []s
 			w.yield(file{}, errs.Wrap(err, "list", p))
 			return nil, false
 		}
+		kept.add(info)
 		f := file{path: absolute(string(m.Path), info.Path), mount: m, info: info, valid: valid}
 		for len(nested) > 0 && below(nested[0]) < f.path {
 			if !w.dir(nested[0]) {

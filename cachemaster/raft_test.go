@@ -8,10 +8,12 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"millrace/api"
 	"millrace/internal/errs"
 	"millrace/internal/rpcerr"
+	"millrace/internal/size"
 )
 
 // TestSnapshot takes the state machine's file away behind a snapshot: the
@@ -50,6 +52,10 @@ func TestThreeMasters(t *testing.T) {
 	t.Parallel()
 	stores := map[string]*memStore{"a": newMemStore(map[string]string{"f": "1"})}
 	cfg := testConfig()
+	// A machine that is busy must not cost the leader its place.
+	cfg.RaftHeartbeatTimeout = size.Duration(500 * time.Millisecond)
+	cfg.RaftElectionTimeout = cfg.RaftHeartbeatTimeout
+	cfg.RaftLeaderLeaseTimeout = cfg.RaftHeartbeatTimeout
 	var deps []Deps
 	for i := range 3 {
 		d := Deps{UFS: registry(stores), GRPC: listen(t), Raft: listen(t), DataDir: t.TempDir()}
@@ -97,6 +103,18 @@ func TestThreeMasters(t *testing.T) {
 	next, _ := leads()
 	if _, err := next.stat(t, "/m/f"); err != nil {
 		t.Errorf("stat at the next leader: %v", err)
+	}
+}
+
+// TestOnlyMasterLeadsAtOnce gives elections times that nobody would wait for.
+func TestOnlyMasterLeadsAtOnce(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	cfg.RaftHeartbeatTimeout = size.Duration(time.Hour)
+	cfg.RaftElectionTimeout = cfg.RaftHeartbeatTimeout
+	dir := t.TempDir()
+	for range 3 {
+		start(t, dir, nil, cfg).stop()
 	}
 }
 

@@ -103,27 +103,14 @@ func openRaft(cfg Config, deps Deps, grpcAddr string, store *fsm.Store, log *slo
 	if conf.NoSnapshotRestoreOnStart, err = stateIsNewer(store, snapshots); err != nil {
 		return nil, err
 	}
-	voters, alone, err := n.bootstrap(conf, snapshots, advertise.String())
-	if err != nil {
+	if err := n.bootstrap(conf, snapshots, advertise.String()); err != nil {
 		return nil, err
-	}
-	if alone {
-		// Nobody else could lead: there is no leader to wait for.
-		conf.HeartbeatTimeout = conf.LeaderLeaseTimeout
-		conf.ElectionTimeout = conf.LeaderLeaseTimeout
 	}
 	if n.raft, err = raft.NewRaft(conf, store, n.logDB, n.logDB, snapshots, n.trans); err != nil {
 		return nil, fmt.Errorf("start Raft: %w", err)
 	}
-	if alone {
-		rc := n.raft.ReloadableConfig()
-		rc.HeartbeatTimeout = cfg.RaftHeartbeatTimeout.Std()
-		rc.ElectionTimeout = cfg.RaftElectionTimeout.Std()
-		if err := n.raft.ReloadConfig(rc); err != nil {
-			return nil, fmt.Errorf("configure Raft: %w", errors.Join(err, n.raft.Shutdown().Error()))
-		}
-	}
-	log.Debug("raft started", "id", n.id, "address", advertise.String(), "voters", voters)
+	log.Debug("raft started", "id", n.id, "address", advertise.String())
+	n.standAtOnce(deps.Raft.Addr().String())
 	return n, nil
 }
 
@@ -137,17 +124,33 @@ func stateIsNewer(store *fsm.Store, snapshots raft.SnapshotStore) (bool, error) 
 	return len(list) == 0 || store.State().Index >= list[0].Index, nil
 }
 
+// standAtOnce makes a master that is the only voter stand for election without
+// the usual wait for a leader, since nobody else could be one. If that fails,
+// the wait is all that it costs.
+func (n *raftNode) standAtOnce(address string) {
+	if !n.alone() {
+		return
+	}
+	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
+		ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(n.id), Addr: []byte(address),
+	}}
+	err := n.trans.TimeoutNow(raft.ServerID(n.id), raft.ServerAddress(address), request, &raft.TimeoutNowResponse{})
+	if err != nil {
+		n.log.Debug("the only master waits before it stands for election", "error", err)
+	}
+	// Its connection to itself is not needed any more.
+	n.trans.CloseStreams()
+}
+
 // bootstrap gives a new group its voters; in a group that exists it changes
-// nothing. alone says that this master is the only voter there is.
-func (n *raftNode) bootstrap(conf *raft.Config, snapshots raft.SnapshotStore, address string) (voters int, alone bool, err error) {
+// nothing.
+func (n *raftNode) bootstrap(conf *raft.Config, snapshots raft.SnapshotStore, address string) error {
 	exists, err := raft.HasExistingState(n.logDB, n.logDB, snapshots)
 	if err != nil {
-		return 0, false, fmt.Errorf("look for Raft state: %w", err)
+		return fmt.Errorf("look for Raft state: %w", err)
 	}
 	if exists {
-		// The configured voters no longer count. Only an empty list says
-		// that the group was this master alone.
-		return len(n.cfg.Voters), len(n.cfg.Voters) <= 1, nil
+		return nil // the configured voters no longer count
 	}
 	servers := []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: raft.ServerAddress(address)}}
 	if len(n.cfg.Voters) > 0 {
@@ -158,9 +161,9 @@ func (n *raftNode) bootstrap(conf *raft.Config, snapshots raft.SnapshotStore, ad
 	}
 	err = raft.BootstrapCluster(conf, n.logDB, n.logDB, snapshots, n.trans, raft.Configuration{Servers: servers})
 	if err != nil {
-		return 0, false, fmt.Errorf("bootstrap Raft group: %w", err)
+		return fmt.Errorf("bootstrap Raft group: %w", err)
 	}
-	return len(servers), len(servers) == 1, nil
+	return nil
 }
 
 // masterID returns the configured ID, or the one that the data directory
@@ -249,6 +252,12 @@ type verification struct {
 // verify returns nil if this master led at some moment after the call began.
 // Calls that come while a round is under way share the next one.
 func (n *raftNode) verify(ctx context.Context) error {
+	if n.alone() {
+		if n.raft.State() != raft.Leader {
+			return n.notLeader()
+		}
+		return nil
+	}
 	n.verifyMu.Lock()
 	if n.next == nil {
 		n.next = &verification{done: make(chan struct{})}
@@ -265,6 +274,24 @@ func (n *raftNode) verify(ctx context.Context) error {
 	case <-ctx.Done():
 		return errs.Wrap(ctx.Err(), "verify leadership", "")
 	}
+}
+
+// alone reports whether this master is the only voter. Nobody else can lead
+// then, not even where the change that made it so is not committed: a group
+// changes by one voter at a time, and one of two needs the vote of this one.
+func (n *raftNode) alone() bool {
+	f := n.raft.GetConfiguration()
+	if f.Error() != nil {
+		return false
+	}
+	voters, own := 0, false
+	for _, s := range f.Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			voters++
+			own = own || string(s.ID) == n.id
+		}
+	}
+	return voters == 1 && own
 }
 
 func (n *raftNode) runVerifications() {

@@ -43,13 +43,17 @@ func (m *Master) begin(ctx context.Context, seen uint64) (index uint64, err erro
 	return index, nil
 }
 
-// Stat implements api.NamespaceServiceServer.
+// Stat implements api.NamespaceServiceServer. That nothing is there is an
+// answer too, which may be used for as long as another.
 func (s *namespaceService) Stat(ctx context.Context, r *api.StatRequest) (*api.StatReply, error) {
 	index, err := s.m.begin(ctx, r.GetSeenIndex())
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.m.ns.stat(ctx, string(r.GetPath()), false)
+	f, err := s.m.ns.stat(ctx, string(r.GetPath()), r.GetLook())
+	if gone, ok := errors.AsType[*missingError](err); ok {
+		return &api.StatReply{ValidMs: gone.valid.Milliseconds(), AppliedIndex: index}, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"millrace/api"
 	"millrace/internal/errs"
 	"millrace/internal/size"
+	"millrace/ufs"
 )
 
 func TestAddUFS(t *testing.T) {
@@ -63,6 +64,31 @@ func TestAddUFS(t *testing.T) {
 	r, err := c.ufs.ListUFS(t.Context(), &api.ListUFSRequest{})
 	if err != nil || r.GetMounts().GetVersion() != 1 || len(r.GetMounts().GetMounts()) != 1 {
 		t.Errorf("mounts = %v, %v", r, err)
+	}
+}
+
+// TestGenericOptions adds an under-store with each of the options that every
+// kind has: what the master does not know by itself is not for it to refuse.
+func TestGenericOptions(t *testing.T) {
+	t.Parallel()
+	c := start(t, t.TempDir(), map[string]*memStore{"s": newMemStore(nil)}, testConfig())
+	values := map[string]string{ufs.OptionFreshness: "never", ufs.OptionTTL: "5s"}
+	for _, key := range ufs.GenericOptions() {
+		value, ok := values[key]
+		if !ok {
+			value = "1048576"
+		}
+		r, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{
+			Path: []byte("/" + key), Uri: "mem://s", Options: map[string]string{key: value},
+		})
+		switch key {
+		case ufs.OptionPlacement, ufs.OptionWholeFileLimit, ufs.OptionVerify:
+			wantKind(t, key, err, errs.Unsupported)
+		default:
+			if err != nil || r.GetMount().GetOptions()[key] != value {
+				t.Errorf("%s=%s: %v, %v", key, value, r, err)
+			}
+		}
 	}
 }
 

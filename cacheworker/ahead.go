@@ -39,6 +39,9 @@ const (
 	aheadLarge = 64 << 10
 	// aheadStreak is how many reads in sequence make a sequential reader.
 	aheadStreak = 2
+	// aheadShare is the part of the smallest cache directory that is fetched
+	// ahead of one reader.
+	aheadShare = 8
 )
 
 // note tells of a read of e in a file of the given length, and returns what

@@ -7,7 +7,9 @@
 // pages arrive. The fetcher (fetch.go, flight.go) keeps one flight per range
 // of missing pages: one ranged GET whose body is filled into the tier page by
 // page and published to all that wait for it. Read-ahead (ahead.go) and load
-// tasks (load.go) start the same flights. The worker's identity, mount table
+// tasks (load.go) start the same flights; a gate (gate.go) bounds what is in
+// flight and orders it. What cannot be kept goes its own way (unkept.go), and a
+// crew (crew.go) of goroutines flies all of them. The worker's identity, mount table
 // and start epoch are kept in its data directory (identity.go, mounts.go); a
 // reporter per master (master.go, report.go) registers the worker, beats, and
 // streams changes of cached blocks.
@@ -21,11 +23,17 @@
 //     pages, are filled into the tier; a fetch that fails leaves the pages
 //     before the failure and nothing else.
 //   - What cannot be kept (no room, an unsettled version) is served all the
-//     same, from memory of bounded size.
+//     same, from memory of bounded size, and shared by who reads it meanwhile.
 //   - Bytes in flight from all under-stores, requests in flight to each, pins
 //     of each read and changes not yet reported to each master are bounded by
 //     the configuration. When these bounds are reached, reads go before
-//     read-ahead and loads.
+//     read-ahead, loads and repairs, in this order.
+//   - An under-store that answers slowly or not at all takes neither the room
+//     nor the turn of others: cached reads and other mounts go on, its own
+//     readers can give up, and the worker can stop.
+//   - Pages of a removed mount are dropped, if not now, at the next start.
+//   - A stop ends within bounded times: the masters hear that the worker
+//     leaves, and in the end what it holds.
 //   - The start epoch grows at each start, and reports of one epoch to one
 //     master are numbered without gaps; after any doubt the next one is full.
 //   - Without a master the worker serves every mount that it knows.

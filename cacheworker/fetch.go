@@ -27,11 +27,20 @@ type fetcher struct {
 	counters  *counters
 	log       *slog.Logger
 
-	flying sync.WaitGroup
+	crew *crew // flies
 
 	mu      sync.Mutex
 	stopped bool
 	flights map[block.FileID][]*flight
+	loose   map[block.FileID][]*looseBytes
+}
+
+func newFetcher(cfg Config, store *tier.Store, mounts *mountTable, c *counters, log *slog.Logger) *fetcher {
+	return &fetcher{
+		tier: store, mounts: mounts, inflight: newGate(int64(cfg.MaxInflightBytes)), fetchSize: int64(cfg.FetchSize),
+		counters: c, log: log, crew: newCrew(cfg.FetchConcurrency),
+		flights: make(map[block.FileID][]*flight), loose: make(map[block.FileID][]*looseBytes),
+	}
 }
 
 // pageBuffers holds buffers of one page, and chunkBuffers of what an unkept
@@ -40,11 +49,11 @@ type fetcher struct {
 //nolint:gochecknoglobals // pools of memory carry no state
 var (
 	pageBuffers  = sync.Pool{New: func() any { return new([block.PageSize]byte) }}
-	chunkBuffers = sync.Pool{New: func() any { return new([unkeptChunk]byte) }}
+	chunkBuffers = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 )
 
-// unkeptChunk bounds the memory of one read of what cannot be kept.
-const unkeptChunk = 4 * block.PageSize
+// chunkSize bounds the memory of one read of what cannot be kept.
+const chunkSize = 4 * block.PageSize
 
 var errStopping = errs.E(errs.Unavailable, "", "", errors.New("the worker is stopping"))
 
@@ -131,7 +140,7 @@ func (f *fetcher) join(ctx context.Context, t *block.Ticket, h *tier.Handle, pag
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	fl := newFlight(page, end, u, cancel)
 	f.flights[t.FileID] = append(f.flights[t.FileID], fl)
-	f.flying.Go(func() { f.fly(fctx, t, fl) })
+	f.crew.do(func() { f.fly(fctx, t, fl) })
 	return fl, nil
 }
 
@@ -288,66 +297,17 @@ func readFull(body io.Reader, p []byte, last bool) error {
 // enter waits until n more bytes and one more request to the mount may be in
 // flight.
 func (f *fetcher) enter(ctx context.Context, m *mount, n int64, urgent *atomic.Int32) (leave func(), err error) {
-	if err := m.gets.enter(ctx, 1, urgent); err != nil {
+	if err := f.inflight.enter(ctx, m.share, n, urgent); err != nil {
 		return nil, err
 	}
-	if err := f.inflight.enter(ctx, n, urgent); err != nil {
-		m.gets.leave(1)
-		return nil, err
-	}
-	return func() {
-		f.inflight.leave(n)
-		m.gets.leave(1)
-	}, nil
+	return func() { f.inflight.leave(m.share, n) }, nil
 }
 
-// unkept reads e, which cannot be kept, and passes it to write in order, in
-// pieces that write may not hold on to. Nothing is shared with other readers.
-// Each piece is received before it is written, so that a slow client holds no
-// connection to the under-store.
-func (f *fetcher) unkept(ctx context.Context, t *block.Ticket, e block.Extent, write func([]byte) error) error {
-	m, release, err := f.mounts.use(ctx, t.MountID)
-	if err != nil {
-		return err
-	}
-	defer release()
-	buf, ok := chunkBuffers.Get().(*[unkeptChunk]byte)
-	if !ok {
-		return errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
-	}
-	defer chunkBuffers.Put(buf)
-	for !e.IsEmpty() {
-		piece := block.Extent{Offset: e.Offset, Length: min(e.Length, unkeptChunk)}
-		if err := f.receive(ctx, t, m, piece, buf[:piece.Length]); err != nil {
-			return err
-		}
-		if err := write(buf[:piece.Length]); err != nil {
-			return err
-		}
-		f.counters.unkeptBytes.Add(piece.Length)
-		e = block.Extent{Offset: piece.End(), Length: e.Length - piece.Length}
-	}
-	return nil
-}
-
-func (f *fetcher) receive(ctx context.Context, t *block.Ticket, m *mount, e block.Extent, p []byte) error {
-	var urgent atomic.Int32 // urgentRead
-	leave, err := f.enter(ctx, m, e.Length, &urgent)
-	if err != nil {
-		return err
-	}
-	defer leave()
-	body, err := m.store.Read(ctx, ufs.Object{Path: t.Path, Tag: t.Tag, Length: t.Length}, e)
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	return readFull(body, p, true)
-}
-
-// stop ends all flights, and returns when they have ended. Their readers, and
-// those that come later, get errs.Unavailable.
-func (f *fetcher) stop() {
+// stop cancels all flights, and returns when they have ended, or patience is
+// over: a request to an under-store that is frozen may not be cancelable. It
+// reports whether they have. Their readers, and those that come later, get
+// errs.Unavailable.
+func (f *fetcher) stop(patience time.Duration) bool {
 	f.mu.Lock()
 	f.stopped = true
 	for _, flights := range f.flights {
@@ -355,6 +315,11 @@ func (f *fetcher) stop() {
 			fl.cancel()
 		}
 	}
+	for _, all := range f.loose {
+		for _, l := range all {
+			l.cancel()
+		}
+	}
 	f.mu.Unlock()
-	f.flying.Wait()
+	return f.crew.stop(patience)
 }

@@ -17,11 +17,11 @@ type flight struct {
 	next    int64 // pages before it are in the tier
 	ended   bool
 	err     error         // why it ended before its end
-	changed chan struct{} // closed and replaced at each change
+	changed chan struct{} // closed at the next change; nil while nobody waits
 }
 
 func newFlight(first, end int64, u urgency, cancel context.CancelFunc) *flight {
-	fl := &flight{first: first, end: end, next: first, cancel: cancel, changed: make(chan struct{})}
+	fl := &flight{first: first, end: end, next: first, cancel: cancel}
 	fl.urgent.Store(int32(u))
 	return fl
 }
@@ -41,8 +41,7 @@ func (fl *flight) publish(next int64) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
 	fl.next = next
-	close(fl.changed)
-	fl.changed = make(chan struct{})
+	fl.wake()
 }
 
 // land ends the flight.
@@ -50,8 +49,15 @@ func (fl *flight) land(err error) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
 	fl.ended, fl.err = true, err
-	close(fl.changed)
-	fl.changed = make(chan struct{})
+	fl.wake()
+}
+
+// wake tells those who wait of a change. mu is held.
+func (fl *flight) wake() {
+	if fl.changed != nil {
+		close(fl.changed)
+		fl.changed = nil
+	}
 }
 
 // wait returns nil when the page has arrived, or why it will not, or ctx's
@@ -59,14 +65,19 @@ func (fl *flight) land(err error) {
 func (fl *flight) wait(ctx context.Context, page int64) error {
 	for {
 		fl.mu.Lock()
-		arrived, ended, err, changed := page < fl.next, fl.ended, fl.err, fl.changed
-		fl.mu.Unlock()
-		switch {
-		case arrived:
-			return nil
-		case ended:
+		if page < fl.next || fl.ended {
+			arrived, err := page < fl.next, fl.err
+			fl.mu.Unlock()
+			if arrived {
+				return nil
+			}
 			return err
 		}
+		if fl.changed == nil {
+			fl.changed = make(chan struct{})
+		}
+		changed := fl.changed
+		fl.mu.Unlock()
 		select {
 		case <-changed:
 		case <-ctx.Done():

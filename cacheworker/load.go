@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
@@ -11,6 +13,7 @@ import (
 	"millrace/api"
 	"millrace/block"
 	"millrace/internal/errs"
+	"millrace/internal/size"
 	"millrace/loadjob"
 	"millrace/tier"
 )
@@ -54,7 +57,21 @@ func (l *loader) Load(ctx context.Context, t *block.Ticket, e block.Extent) (loa
 	}
 	defer l.bytes.Release(weight)
 	loaded, cached, err = l.fill(ctx, t, e)
+	if errors.Is(err, errs.NoSpace) {
+		err = l.noSpace(err)
+	}
 	return loaded, cached, errs.Wrap(err, "load", t.Path)
+}
+
+// noSpace says of a load that found no room where that is, and what to do.
+func (l *loader) noSpace(cause error) error {
+	var dirs []string
+	for _, d := range l.w.tier.Status() {
+		dirs = append(dirs, fmt.Sprintf("%s has %v, %v of them used and %v held by open files",
+			d.Dir, size.Bytes(d.Capacity), size.Bytes(d.Used), size.Bytes(d.Held)))
+	}
+	return errs.E(errs.NoSpace, "", "", fmt.Errorf("no room in the cache of worker %s (%s): %w; free or unpin other paths, close files, or give the worker a larger cache directory",
+		l.w.ID(), strings.Join(dirs, "; "), cause))
 }
 
 // loadPiece is a part of an item that is under way.
@@ -68,7 +85,7 @@ type loadPiece struct {
 // fill makes the pages of e present, some requests' sizes at a time, and pins
 // no more than those.
 func (l *loader) fill(ctx context.Context, t *block.Ticket, e block.Extent) (loaded, cached int64, err error) {
-	size := l.w.fetcher.requestPages() * block.PageSize
+	request := l.w.fetcher.requestPages() * block.PageSize
 	var ahead []loadPiece
 	defer func() {
 		for _, p := range ahead {
@@ -77,7 +94,7 @@ func (l *loader) fill(ctx context.Context, t *block.Ticket, e block.Extent) (loa
 	}()
 	for rest := e.Intersect(t.Geometry().Whole()); !rest.IsEmpty() || len(ahead) > 0; {
 		if !rest.IsEmpty() && len(ahead) < loadPieces {
-			length := min(rest.Length, size-rest.Offset%size)
+			length := min(rest.Length, request-rest.Offset%request)
 			p, err := l.begin(ctx, t, block.Extent{Offset: rest.Offset, Length: length})
 			if err != nil {
 				return loaded, cached, err

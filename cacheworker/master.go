@@ -51,6 +51,7 @@ type reporter struct {
 	sequence uint64            // of the last report; only the reports goroutine uses it
 
 	contact chan bool // what beats tells reports: whether the master listens
+	heard   bool      // the same; only the reports goroutine uses it until it ends
 }
 
 // kickQueue bounds how many can wait for one heartbeat.
@@ -65,12 +66,38 @@ func newReporter(addr string, master registry, s self, cfg Config, log *slog.Log
 	}
 }
 
-// run reports until ctx ends.
+// run reports until ctx ends, and then tells the master that the worker
+// leaves, so that nobody is sent to it any more.
 func (r *reporter) run(ctx context.Context) {
 	var g errgroup.Group
 	g.Go(func() error { r.beats(ctx); return nil })
 	g.Go(func() error { r.reports(ctx); return nil })
 	_ = g.Wait() // neither fails
+	if !r.heard {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(r.timeout, stopPatience))
+	defer cancel()
+	in := r.self.heartbeatRequest()
+	in.Leaving = true
+	if _, err := r.master.Heartbeat(ctx, in); err != nil {
+		r.log.Debug("leaving a master", "err", err)
+	}
+}
+
+// last sends the changes that are left once run has returned, if the master
+// listened. What it is not told now a full report at the next start tells it.
+func (r *reporter) last(ctx context.Context) {
+	for r.heard {
+		full, deltas := r.changes.due()
+		if !full && deltas == 0 {
+			return
+		}
+		if err := r.report(ctx, full); err != nil {
+			r.log.Debug("the last report of blocks", "err", err)
+			return
+		}
+	}
 }
 
 // backoff grows from a tenth of a heartbeat to a whole one.
@@ -103,7 +130,7 @@ func (r *reporter) beats(ctx context.Context) {
 		for len(r.kicks) > 0 {
 			kicked = append(kicked, <-r.kicks)
 		}
-		heard, err := r.exchange(ctx)
+		heard, news, err := r.exchange(ctx)
 		for _, k := range kicked {
 			k <- err
 		}
@@ -117,10 +144,13 @@ func (r *reporter) beats(ctx context.Context) {
 		case err == nil && !well:
 			r.log.Info("in contact with a master")
 		}
-		if well = err == nil; well {
+		switch well = err == nil; {
+		case news: // the master waits to hear that we have it
+			timer.Reset(0)
+		case well:
 			retry.reset()
 			timer.Reset(r.beat)
-		} else {
+		default:
 			timer.Reset(retry.next())
 		}
 	}
@@ -136,51 +166,60 @@ func (r *reporter) tell(heard bool) {
 }
 
 // exchange is one heartbeat and, when the master asks for it, a registration.
-// heard says that the master is one of ours and took the heartbeat.
-func (r *reporter) exchange(ctx context.Context) (heard bool, err error) {
+// heard says that the master is one of ours and took the heartbeat, news that
+// what it said made the heartbeat out of date.
+func (r *reporter) exchange(ctx context.Context) (heard, news bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	reply, err := r.master.Heartbeat(ctx, r.self.heartbeatRequest())
+	told := r.self.heartbeatRequest()
+	reply, err := r.master.Heartbeat(ctx, told)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if err := r.self.adopt(reply.GetClusterId(), reply.GetMounts(), reply.GetPlacement()); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if reply.GetNeedFull() {
 		r.changes.needFull()
 	}
 	if reply.GetRegistered() {
 		r.self.registered()
-		return true, nil
+		return true, r.advanced(told), nil
 	}
 	in, err := r.master.Register(ctx, r.self.registerRequest())
 	if errors.Is(err, errs.NotLeader) {
-		return true, nil // the leader registers us, and this master will learn of it
+		return true, false, nil // the leader registers us, and this master will learn of it
 	}
 	if err != nil {
-		return true, err
+		return true, false, err
 	}
 	if err := r.self.adopt(in.GetClusterId(), in.GetMounts(), in.GetPlacement()); err != nil {
-		return false, err
+		return false, false, err
 	}
 	r.self.registered()
-	return true, nil
+	return true, r.advanced(told), nil
+}
+
+// advanced reports whether the worker has a newer mount table or placement
+// than it told. A master that sends what is older than ours changes nothing,
+// so that this cannot go on for ever.
+func (r *reporter) advanced(told *api.HeartbeatRequest) bool {
+	now := r.self.heartbeatRequest()
+	return now.GetMountsVersion() != told.GetMountsVersion() || now.GetPlacementEpoch() != told.GetPlacementEpoch()
 }
 
 // reports streams the changes of cached blocks while the master listens.
 func (r *reporter) reports(ctx context.Context) {
 	retry := backoff{most: max(r.beat, r.gather)}
-	heard := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case heard = <-r.contact:
+		case r.heard = <-r.contact:
 		case <-r.changes.wake:
 		}
 		full, deltas := r.changes.due()
-		if !heard || (!full && deltas == 0) {
+		if !r.heard || (!full && deltas == 0) {
 			continue // a wake that is lost here comes again with the next heartbeat
 		}
 		if !full && deltas < reportBatch && !wait(ctx, r.gather) {

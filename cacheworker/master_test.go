@@ -62,7 +62,7 @@ func (m *fakeMaster) heartbeat(in *api.HeartbeatRequest) (*api.HeartbeatReply, e
 		m.epoch, m.sequence, m.wantFull, m.inFull = in.GetStartEpoch(), 0, true, false
 	}
 	out := &api.HeartbeatReply{Registered: m.known, NeedFull: m.wantFull && !m.inFull, ClusterId: m.cluster}
-	if m.known && in.GetMountsVersion() < m.mounts.GetVersion() {
+	if m.known && in.GetMountsVersion() != m.mounts.GetVersion() {
 		out.Mounts = m.mounts
 	}
 	if m.known && in.GetPlacementEpoch() < m.placement.GetEpoch() {
@@ -160,6 +160,7 @@ type fakeSelf struct {
 	mu      sync.Mutex
 	cluster string
 	known   bool
+	version uint64 // of the mount table
 	cached  map[block.Key]int64
 	r       *reporter
 }
@@ -167,12 +168,17 @@ type fakeSelf struct {
 func (s *fakeSelf) registerRequest() *api.RegisterRequest { return &api.RegisterRequest{WorkerId: "W"} }
 
 func (s *fakeSelf) heartbeatRequest() *api.HeartbeatRequest {
-	return &api.HeartbeatRequest{WorkerId: "W", StartEpoch: 5}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &api.HeartbeatRequest{WorkerId: "W", StartEpoch: 5, MountsVersion: s.version}
 }
 
 func (s *fakeSelf) who() (string, uint64) { return "W", 5 }
 
-func (s *fakeSelf) adopt(cluster string, _ *api.Mounts, _ *api.Placement) error {
+func (s *fakeSelf) adopt(cluster string, mounts *api.Mounts, _ *api.Placement) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version = max(s.version, mounts.GetVersion())
 	if s.cluster != "" && cluster != s.cluster {
 		return errs.E(errs.Invalid, "join", cluster, nil)
 	}
@@ -276,6 +282,38 @@ func TestReporterRegistersAndBeats(t *testing.T) {
 		s.r.kicks <- answer
 		if err := <-answer; !errors.Is(err, errs.Unavailable) {
 			t.Errorf("a kick at a master that is down: %v", err)
+		}
+	})
+}
+
+// A master hears at once that the worker has the mount table that it just
+// sent: until then it does not say that the cluster serves it.
+func TestReporterTellsWhatItTook(t *testing.T) {
+	m, s := newFakeMaster(), &fakeSelf{}
+	reporting(t, m, s, func() {
+		after(5 * time.Second)
+		for version := uint64(1); version < 4; version++ {
+			m.set(func() { m.mounts = &api.Mounts{Version: version} })
+			before := m.count(&m.beats)
+			answer := make(chan error, 1)
+			s.r.kicks <- answer
+			if err := <-answer; err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := m.lastBeat.GetMountsVersion(); got != version {
+				t.Errorf("the master was told version %d, want %d", got, version)
+			}
+			if n := m.count(&m.beats) - before; n != 2 {
+				t.Errorf("%d heartbeats for one new table, want 2", n)
+			}
+		}
+		// A table that is older than the worker's brings no heartbeats of its own.
+		m.set(func() { m.mounts = &api.Mounts{Version: 1} })
+		before := m.count(&m.beats)
+		after(5 * time.Second)
+		if n := m.count(&m.beats) - before; n > 6 {
+			t.Errorf("%d heartbeats in 5 s", n)
 		}
 	})
 }

@@ -16,7 +16,7 @@ func newTestTable(t *testing.T, dir string, s *fakeStore, dropped chan uint64) *
 	t.Helper()
 	table := &mountTable{
 		registry: s.registry(), observer: &counters{}, concurrency: 4,
-		drop: func(id uint64) { dropped <- id }, log: slog.New(slog.DiscardHandler),
+		drop: func(id uint64) error { dropped <- id; return nil }, log: slog.New(slog.DiscardHandler),
 	}
 	if err := table.load(dir); err != nil {
 		t.Fatal(err)
@@ -76,7 +76,9 @@ func TestMountTable(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("mount 1 was not dropped")
 	}
-	table.close()
+	if !table.close(time.Minute) {
+		t.Error("not closed")
+	}
 	if s.closed != s.opened || len(dropped) != 0 {
 		t.Errorf("%d opened, %d closed, %d dropped too many", s.opened, s.closed, len(dropped))
 	}
@@ -97,5 +99,45 @@ func TestMountTable(t *testing.T) {
 	}
 	if err := again.load(dir); !errors.Is(err, errs.Corrupt) {
 		t.Errorf("a damaged table: %v", err)
+	}
+}
+
+// TestRemovedMountIsDroppedAfterACrash lets the worker die between keeping the
+// table and dropping the pages of what it took away.
+func TestRemovedMountIsDroppedAfterACrash(t *testing.T) {
+	dir, s := t.TempDir(), newFakeStore()
+	one, two := &api.UFSMount{Id: 1, Uri: "fake://a"}, &api.UFSMount{Id: 2, Uri: "fake://b"}
+	first := newTestTable(t, dir, s, nil)
+	first.drop = func(uint64) error { return errors.New("the crash") }
+	for version, mounts := range [][]*api.UFSMount{{one, two}, {two}} {
+		if err := first.apply(&api.Mounts{Version: uint64(version + 1), Mounts: mounts}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first.close(time.Minute)
+
+	dropped := make(chan uint64, 10)
+	second := newTestTable(t, dir, s, dropped)
+	second.resume()
+	if id := <-dropped; id != 1 {
+		t.Errorf("mount %d was dropped", id)
+	}
+	second.close(time.Minute)
+	third := newTestTable(t, dir, s, dropped)
+	third.resume()
+	third.close(time.Minute)
+	if len(dropped) != 0 || len(third.dropping) != 0 {
+		t.Errorf("dropped again; to be dropped: %v", third.dropping)
+	}
+	// The same between noting the removal and keeping the table: the mount is
+	// still there.
+	if err := third.keepDropping([]uint64{2}); err != nil {
+		t.Fatal(err)
+	}
+	fourth := newTestTable(t, dir, s, dropped)
+	fourth.resume()
+	fourth.close(time.Minute)
+	if len(dropped) != 0 {
+		t.Error("a mount of the table was dropped")
 	}
 }

@@ -68,8 +68,12 @@ func (f *openFile) Close() error {
 // Read implements blockio.File.
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
 	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly}
-	if req.Priority != blockio.PriorityRead {
+	switch req.Priority {
+	case blockio.PriorityRead:
+	case blockio.PriorityLoad:
 		r.urgent = urgentLoad
+	default:
+		r.urgent = urgentRepair
 	}
 	if req.Extent.Intersect(r.geo.Whole()) != req.Extent && !req.Extent.IsEmpty() {
 		return errs.E(errs.Invalid, "read", f.t.Path, fmt.Errorf("%v is not in the file of %d bytes", req.Extent, f.t.Length))
@@ -229,7 +233,8 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 		}
 		return end - first, nil
 	}
-	// Some page was not verified since the start, which reading it does.
+	// A part that may be punched, or a page that was not verified since the
+	// start, which reading it does.
 	buf, ok := pageBuffers.Get().(*[block.PageSize]byte)
 	if !ok {
 		return 0, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))

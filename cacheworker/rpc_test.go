@@ -1,13 +1,16 @@
 package cacheworker
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,9 +19,11 @@ import (
 
 	"millrace/api"
 	"millrace/block"
+	"millrace/blockio"
 	"millrace/internal/errs"
 	"millrace/internal/rpcerr"
 	"millrace/internal/size"
+	"millrace/tier"
 	"millrace/ufs"
 )
 
@@ -374,4 +379,142 @@ func TestReadAheadFetchesEachByteOnce(t *testing.T) {
 		}
 	}
 	t.Logf("%d requests, %d at a time", len(gets), most)
+}
+
+// TestStopTellsTheMasters looks at what masters know of a worker that stopped:
+// that it left, and every block, also those of the last moment.
+func TestStopTellsTheMasters(t *testing.T) {
+	m := newFakeMaster()
+	m.mounts = testMounts(2)
+	down := newFakeMaster() // goes away before the worker does
+	r := newRig(t, rigOptions{masters: []string{startMaster(t, m), startMaster(t, down)}, cfg: func(c *Config) {
+		c.ReportInterval = size.Duration(time.Minute) // nothing but a stop brings a delta
+		c.DrainTimeout = size.Duration(100 * time.Millisecond)
+	}})
+	eventually(t, "the first full reports", func() bool { return m.count(&m.fulls) == 1 && down.count(&down.fulls) == 1 })
+	down.set(func() { down.down = true })
+	tk := r.store.put("f", "v1", 3*mib)
+	r.mustRead(tk, tk.Geometry().Whole())
+	want := make(map[block.Key]int64)
+	blocks, _ := r.tier.Cached(tk.FileID)
+	for _, b := range blocks {
+		want[block.Key{File: b.File, Index: b.Index}] = b.CachedBytes
+	}
+	if maps.Equal(want, m.blockMap()) {
+		t.Fatal("it was told before the stop")
+	}
+	r.stop()
+	if !maps.Equal(want, m.blockMap()) {
+		t.Errorf("the master knows of %v, the worker has %v", m.blockMap(), want)
+	}
+	m.set(func() {
+		if !m.lastBeat.GetLeaving() {
+			t.Error("the last heartbeat does not say that the worker leaves")
+		}
+	})
+}
+
+// TestNoSpaceSaysWhereAndWhatToDo loads more than there is room for.
+func TestNoSpaceSaysWhereAndWhatToDo(t *testing.T) {
+	r := newRig(t, rigOptions{capacity: 8 * size.MiB})
+	full := r.store.put("full", "v1", 5*mib)
+	r.mustRead(full, full.Geometry().Whole())
+	h, err := r.tier.Acquire(tier.FileOf(full), full.Geometry().Whole())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Release()
+	tk := r.store.put("more", "v1", 6*mib)
+	task := loadItems(t, tk)
+	task.Items = task.Items[:1]
+	task.Items[0].BlockCount = uint32(tk.Geometry().Blocks())
+	in := runTask(t, r.client(), task)[1]
+	if errs.Kind(in.GetErrorKind()) != errs.NoSpace {
+		t.Fatalf("got %v", in)
+	}
+	for _, part := range []string{"more", r.dir, "8MiB", "free"} {
+		if !strings.Contains(in.GetError(), part) {
+			t.Errorf("%q does not say %q", in.GetError(), part)
+		}
+	}
+}
+
+// TestRestartUnderAReader stops the worker while a client reads, and starts it
+// again at the same addresses. Like a client, the reader dials again and
+// repeats a read that failed as one does that another attempt may serve.
+func TestRestartUnderAReader(t *testing.T) {
+	first := newRig(t, rigOptions{})
+	const length = 20 * mib
+	tk := first.store.put("f", "v1", length)
+	socket := first.w.addresses.GetUnixSocket()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var rounds atomic.Int64
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		var c *blockio.Conn
+		defer func() {
+			if c != nil {
+				c.Close()
+			}
+		}()
+		p := make([]byte, mib)
+		attempt := func(off int64) error {
+			if c == nil {
+				var err error
+				if c, err = blockio.Dial(ctx, "unix", socket, blockio.DefaultClientConfig()); err != nil {
+					c = nil
+					return err
+				}
+			}
+			h, err := c.Open(ctx, tk)
+			if err != nil {
+				return err
+			}
+			defer c.CloseHandle(h)
+			n, err := c.ReadAt(ctx, h, p, off, blockio.ReadOptions{})
+			if err == nil && !bytes.Equal(p[:n], first.store.part("f", block.Extent{Offset: off, Length: mib})) {
+				err = errs.E(errs.Invalid, "read", "f", errors.New("wrong bytes"))
+			}
+			return err
+		}
+		for off := int64(0); ; off = (off + mib) % length {
+			for err := attempt(off); err != nil; err = attempt(off) {
+				switch errs.KindOf(err) {
+				case errs.Unavailable, errs.Canceled:
+				default:
+					ended <- err
+					return
+				}
+				if ctx.Err() != nil {
+					ended <- ctx.Err()
+					return
+				}
+				if c != nil {
+					c.Close()
+					c = nil
+				}
+			}
+			rounds.Add(1)
+			select {
+			case <-stop:
+				ended <- nil
+				return
+			default:
+			}
+		}
+	}()
+	old := first
+	for range 3 {
+		before := rounds.Load()
+		eventually(t, "reads", func() bool { return rounds.Load() > before+25 })
+		old.stop()
+		old = newRig(t, rigOptions{old: old})
+	}
+	before := rounds.Load()
+	eventually(t, "reads after the restarts", func() bool { return rounds.Load() > before+25 })
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Errorf("a reader got %v", err)
+	}
 }

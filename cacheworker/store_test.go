@@ -30,12 +30,36 @@ type fakeStore struct {
 	before func(ctx context.Context, obj ufs.Object, e block.Extent) error
 	// cut says after how many bytes of an answer it ends, and how.
 	cut func(e block.Extent) (int64, error)
-	obs ufs.Observer
+	// stall is asked before each piece of an answer, with the bytes given so
+	// far; it may wait.
+	stall func(e block.Extent, given int64)
+	obs   ufs.Observer
 }
 
 type fakeFile struct {
-	data []byte
-	tag  string
+	data   []byte // nil if it is sparse
+	length int64
+	tag    string
+}
+
+// part returns the bytes e of the file. Those of a sparse one differ from one
+// 4 KiB to the next.
+func (f fakeFile) part(e block.Extent) []byte {
+	if f.data != nil {
+		return f.data[e.Offset:e.End()]
+	}
+	p := make([]byte, e.Length)
+	for done := int64(0); done < e.Length; {
+		at := e.Offset + done
+		n := min(4096-at%4096, e.Length-done)
+		same := p[done : done+n]
+		same[0] = byte(at>>12*31 + at>>20)
+		for k := 1; k < len(same); k *= 2 {
+			copy(same[k:], same[:k])
+		}
+		done += n
+	}
+	return p
 }
 
 func newFakeStore() *fakeStore { return &fakeStore{files: make(map[string]fakeFile)} }
@@ -59,8 +83,37 @@ func (s *fakeStore) put(path, tag string, length int64) *block.Ticket {
 	_, _ = rand.NewChaCha8(seed).Read(data) // never fails
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.files[path] = fakeFile{data: data, tag: tag}
+	s.files[path] = fakeFile{data: data, length: length, tag: tag}
 	return ticketOf(path, tag, length)
+}
+
+// putSparse makes a file that takes no memory.
+func (s *fakeStore) putSparse(path, tag string, length int64) *block.Ticket {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files[path] = fakeFile{length: length, tag: tag}
+	return ticketOf(path, tag, length)
+}
+
+// part returns the bytes e of a file.
+func (s *fakeStore) part(path string, e block.Extent) []byte {
+	s.mu.Lock()
+	f := s.files[path]
+	s.mu.Unlock()
+	return f.part(e)
+}
+
+// open returns how many answers are being read.
+func (s *fakeStore) open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.readers
+}
+
+func (s *fakeStore) setStall(f func(e block.Extent, given int64)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stall = f
 }
 
 const testMount = 7
@@ -115,12 +168,12 @@ func (s *fakeStore) Read(ctx context.Context, obj ufs.Object, e block.Extent) (i
 	switch {
 	case !ok:
 		return nil, errs.E(errs.NotFound, "read", obj.Path, nil)
-	case f.tag != obj.Tag || int64(len(f.data)) != obj.Length:
+	case f.tag != obj.Tag || f.length != obj.Length:
 		return nil, errs.E(errs.Stale, "read", obj.Path, fmt.Errorf("the version is %s, not %s", f.tag, obj.Tag))
 	case e.IsEmpty() || e.End() > obj.Length:
 		return nil, errs.E(errs.Invalid, "read", obj.Path, fmt.Errorf("extent %v", e))
 	}
-	r := &fakeReader{s: s, ctx: ctx, r: bytes.NewReader(f.data[e.Offset:e.End()]), left: e.Length}
+	r := &fakeReader{s: s, ctx: ctx, e: e, stall: s.stall, r: bytes.NewReader(f.part(e)), left: e.Length}
 	if cut != nil {
 		if n, err := cut(e); err != nil {
 			r.left, r.end = n, err
@@ -131,11 +184,13 @@ func (s *fakeStore) Read(ctx context.Context, obj ufs.Object, e block.Extent) (i
 }
 
 type fakeReader struct {
-	s    *fakeStore
-	ctx  context.Context
-	r    *bytes.Reader
-	left int64
-	end  error
+	s     *fakeStore
+	ctx   context.Context
+	e     block.Extent
+	stall func(e block.Extent, given int64)
+	r     *bytes.Reader
+	left  int64
+	end   error
 }
 
 func (r *fakeReader) Read(p []byte) (int, error) {
@@ -144,6 +199,10 @@ func (r *fakeReader) Read(p []byte) (int, error) {
 	}
 	if r.left == 0 && r.end != nil {
 		return 0, r.end
+	}
+	if r.stall != nil {
+		r.stall(r.e, r.e.Length-int64(r.r.Len()))
+		p = p[:min(int64(len(p)), block.PageSize)]
 	}
 	n, err := r.r.Read(p[:min(int64(len(p)), max(r.left, 1), 100_000)])
 	r.left -= int64(n)

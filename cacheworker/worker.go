@@ -66,8 +66,11 @@ type Worker struct {
 	reporters []*reporter
 	conns     []*grpc.ClientConn
 
-	placement  atomic.Pointer[api.Placement]
-	isKnown    atomic.Bool // to the cluster
+	placement atomic.Pointer[api.Placement]
+	isKnown   atomic.Bool // to the cluster
+	// refusal is why the worker cannot join the cluster of the master that it
+	// last heard of; nil if it can.
+	refusal    atomic.Pointer[error]
 	isServing  atomic.Bool
 	stopping   chan struct{} // closed when nothing more is admitted
 	beginStop  sync.Once
@@ -93,8 +96,10 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	}
 	w := &Worker{
 		cfg: cfg, log: log, tier: deps.Store, deps: deps, identity: id,
-		counters: &counters{}, aheads: newAheads(int64(cfg.ReadaheadMax)), stopping: make(chan struct{}),
+		counters: &counters{}, stopping: make(chan struct{}),
 	}
+	// What is fetched ahead must not be evicted before its reader comes.
+	w.aheads = newAheads(min(int64(cfg.ReadaheadMax), w.capacity().least/aheadShare))
 	if err := w.counters.register(reg); err != nil {
 		return nil, err
 	}
@@ -108,11 +113,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	if err := w.mounts.load(deps.DataDir); err != nil {
 		return nil, err
 	}
-	w.fetcher = &fetcher{
-		tier: deps.Store, mounts: w.mounts, inflight: newGate(int64(cfg.MaxInflightBytes)),
-		fetchSize: int64(cfg.FetchSize), counters: w.counters, log: log,
-		flights: make(map[block.FileID][]*flight),
-	}
+	w.fetcher = newFetcher(cfg, deps.Store, w.mounts, w.counters, log)
 	w.loader = newLoader(w, cfg.LoadConcurrency, w.capacity().most)
 	w.data = blockio.NewServer(deps.DataPlane, blockio.Identity{WorkerID: id.current().WorkerID, BootID: deps.BootID}, w, log, reg)
 	if err := w.dialMasters(); err != nil {
@@ -186,11 +187,14 @@ func (w *Worker) OnBlockChange(s tier.BlockState) {
 	}
 }
 
-// Ready returns nil when the worker serves and the cluster knows it.
+// Ready returns nil when the worker serves and the cluster knows it. It is
+// errs.Invalid if the worker or a directory of its belongs to another cluster.
 func (w *Worker) Ready() error {
 	switch {
 	case !w.isServing.Load():
 		return errs.E(errs.Unavailable, "", "", errors.New("the worker is not serving"))
+	case w.refusal.Load() != nil && *w.refusal.Load() != nil:
+		return *w.refusal.Load()
 	case !w.isKnown.Load():
 		return errs.E(errs.Unavailable, "", "", errors.New("the worker is not registered with a master yet"))
 	}
@@ -200,7 +204,9 @@ func (w *Worker) Ready() error {
 // Run serves until ctx ends or a listener fails, and returns when everything
 // it started has ended. The order of the stop is: admit no more requests and
 // leave the masters, let requests in flight end, end tasks and flights, close
-// the under-stores. The tier is its owner's to flush, after Run.
+// the under-stores, tell the masters what is cached in the end. The tier is its
+// owner's to flush, after Run. Each step takes its bounded time; a request to an
+// under-store that neither answers nor can be canceled is left behind.
 func (w *Worker) Run(ctx context.Context) error {
 	rpcs := grpc.NewServer(
 		grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor),
@@ -211,6 +217,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	)
 	api.RegisterWorkerServiceServer(rpcs, rpc{w: w})
 
+	w.mounts.resume()
 	// The group's context ends with ctx or with the first that fails, which
 	// ends the others in the order above.
 	g, gctx := errgroup.WithContext(ctx)
@@ -243,13 +250,33 @@ func (w *Worker) Run(ctx context.Context) error {
 		"grpc", w.addresses.GetGrpc(), "data", w.addresses.GetData(), "unix", w.addresses.GetUnixSocket())
 
 	err := g.Wait()
-	w.fetcher.stop()
-	w.mounts.close()
+	if !w.fetcher.stop(stopPatience) {
+		w.log.Warn("requests to under-stores do not end and are left behind", "after", stopPatience)
+	}
+	if !w.mounts.close(stopPatience) {
+		w.log.Warn("under-stores are still in use and are left open", "after", stopPatience)
+	}
+	w.lastReports(context.WithoutCancel(ctx))
 	for _, c := range w.conns {
 		c.Close()
 	}
 	w.log.Info("worker stopped")
 	return err
+}
+
+// stopPatience bounds each of the last steps of a stop.
+const stopPatience = 2 * time.Second
+
+// lastReports tells each master that listens what changed until the end, as
+// far as that can be told in time.
+func (w *Worker) lastReports(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	var g sync.WaitGroup
+	for _, r := range w.reporters {
+		g.Go(func() { r.last(ctx) })
+	}
+	g.Wait()
 }
 
 // stopRPCs lets calls end by themselves for as long as requests may, and cuts
@@ -274,6 +301,13 @@ func (w *Worker) untilStop(ctx context.Context) (c context.Context, release func
 		}
 	}()
 	return c, func() { cancel(); <-watched }
+}
+
+// Refresh asks all masters at once for what the next heartbeat would bring,
+// such as an under-store that was bound a moment ago. It returns nil if a
+// majority of them answered.
+func (w *Worker) Refresh(ctx context.Context) error {
+	return w.refresh(ctx, func() bool { return false })
 }
 
 // refresh asks all masters for what is new until found says that it has come.
@@ -315,13 +349,13 @@ func (w *Worker) refresh(ctx context.Context, found func() bool) error {
 }
 
 // dropMount forgets what is cached of a mount that was removed.
-func (w *Worker) dropMount(id uint64) {
+func (w *Worker) dropMount(id uint64) error {
 	files, bytes, err := w.tier.Drop(id, "")
 	if err != nil {
-		w.log.Warn("dropping the pages of a removed mount", "mount", id, "err", err)
-		return
+		return err
 	}
 	w.log.Info("dropped the pages of a removed mount", "mount", id, "files", files, "bytes", bytes)
+	return nil
 }
 
 // capacities are sums over the cache directories, in bytes.
@@ -375,14 +409,10 @@ func (w *Worker) who() (id string, epoch uint64) {
 func (w *Worker) adopt(clusterID string, mounts *api.Mounts, p *api.Placement) error {
 	w.adoptMutex.Lock()
 	defer w.adoptMutex.Unlock()
-	first := w.identity.current().ClusterID == ""
-	if err := w.identity.join(clusterID); err != nil {
+	err := w.join(clusterID)
+	w.refusal.Store(&err)
+	if err != nil {
 		return err
-	}
-	if first && clusterID != "" {
-		if err := w.tier.BindCluster(clusterID); err != nil {
-			return err
-		}
 	}
 	if p.GetEpoch() > w.placement.Load().GetEpoch() {
 		w.placement.Store(p)
@@ -392,6 +422,18 @@ func (w *Worker) adopt(clusterID string, mounts *api.Mounts, p *api.Placement) e
 		return nil
 	}
 	return w.mounts.apply(mounts)
+}
+
+// join binds the worker and its directories to the cluster of a master.
+func (w *Worker) join(clusterID string) error {
+	if w.identity.current().ClusterID == "" && clusterID != "" {
+		// Before the worker joins: a directory of another cluster must refuse
+		// every attempt, not the first alone.
+		if err := w.tier.BindCluster(clusterID); err != nil {
+			return err
+		}
+	}
+	return w.identity.join(clusterID)
 }
 
 // registered implements self.

@@ -83,10 +83,14 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	if o.cfg != nil {
 		o.cfg(&cfg)
 	}
+	socket := filepath.Join(t.TempDir(), "s")
+	if o.old != nil {
+		socket = o.old.w.addresses.GetUnixSocket()
+	}
 	deps := Deps{
 		Store: r.tier, UFS: r.store.registry(), Masters: o.masters, DataDir: r.data, BootID: "boot",
 		GRPC: listen(t, "tcp", "127.0.0.1:0"), Data: listen(t, "tcp", "127.0.0.1:0"),
-		Unix: listen(t, "unix", filepath.Join(t.TempDir(), "s")),
+		Unix: listen(t, "unix", socket),
 	}
 	if r.w, err = New(cfg, deps, log, prometheus.NewRegistry()); err != nil {
 		t.Fatal(err)
@@ -151,7 +155,7 @@ func (r *rig) read(c *blockio.Conn, t *block.Ticket, h uint32, e block.Extent) e
 	if err != nil {
 		return err
 	}
-	if int64(n) != e.Length || !bytes.Equal(p, r.store.data(t.Path)[e.Offset:e.End()]) {
+	if int64(n) != e.Length || !bytes.Equal(p, r.store.part(t.Path, e)) {
 		r.t.Errorf("%s %v: wrong bytes", t.Path, e)
 	}
 	return nil

@@ -37,7 +37,11 @@ type Client struct {
 	members *members
 	workers *workers
 	entries *lru.Cache[string, *Entry] // files whose tickets Open may use again
+	// doubted are paths of which a worker found the version gone: the master
+	// is to look at the under-store before it answers for them again.
+	doubted *lru.Cache[string, struct{}]
 
+	attempts         attempts
 	opensCopy        atomic.Int64
 	opensPassthrough atomic.Int64
 
@@ -51,6 +55,10 @@ type Client struct {
 	closed  atomic.Bool
 }
 
+// maxDoubted bounds the paths whose version was found gone and that nobody
+// has asked about since.
+const maxDoubted = 1024
+
 // Dial makes a client of the cluster whose masters cfg names. It waits for
 // nothing: no master needs to be up. ctx is for Dial alone; the client lives
 // until Close. log is required, reg may be nil.
@@ -62,8 +70,12 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	if err != nil {
 		return nil, errs.E(errs.Invalid, "client", "", err)
 	}
+	doubted, err := lru.New[string, struct{}](maxDoubted)
+	if err != nil {
+		return nil, errs.E(errs.Internal, "client", "", err)
+	}
 	c := &Client{
-		cfg: cfg, id: rand.Text(), log: log, entries: entries,
+		cfg: cfg, id: rand.Text(), log: log, entries: entries, doubted: doubted,
 		slots: make(chan struct{}, maxBackground),
 	}
 	if c.unregister, err = c.register(reg); err != nil {

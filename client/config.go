@@ -55,7 +55,7 @@ func DefaultConfig() Config {
 		TCPConnections:  4,
 		UnixConnections: 2,
 		ReadParallel:    4,
-		IdleHandles:     1024,
+		IdleHandles:     8192,
 		EntryCache:      16384,
 	}
 }

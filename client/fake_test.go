@@ -49,6 +49,7 @@ type fakeMaster struct {
 	failNext   []error // for the next calls, one each
 	keys       []string
 	counters   map[string]*api.Counters
+	looks      []string // paths of Stats that asked for a look
 	seen       []uint64
 	jobs       []*api.Job // what WatchJob streams; it is cut after each
 
@@ -154,6 +155,9 @@ func (m *fakeMaster) Stat(_ context.Context, r *api.StatRequest) (*api.StatReply
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.seen = append(m.seen, r.GetSeenIndex())
+	if r.GetLook() {
+		m.looks = append(m.looks, string(r.GetPath()))
+	}
 	e := m.files[string(r.GetPath())]
 	if e == nil {
 		if m.validMS > 0 {

@@ -29,6 +29,7 @@ type File struct {
 	c      *Client
 	entry  *Entry
 	ticket atomic.Pointer[block.Ticket]
+	routed atomic.Pointer[route]
 	// renewed is when a renewal was tried last, in Unix ns.
 	renewed  atomic.Int64
 	replaced atomic.Bool // the path has another version: no renewal any more
@@ -130,9 +131,7 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	if left := f.entry.Size - off; int64(len(p)) > left {
 		p, atEnd = p[:left], io.EOF
 	}
-	budget, cancel := context.WithTimeout(ctx, f.c.cfg.ReadRetryFor.Std())
-	defer cancel()
-	n, err := f.readPieces(budget, p, off)
+	n, err := f.readPieces(ctx, time.Now().Add(f.c.cfg.ReadRetryFor.Std()), p, off)
 	if err == nil {
 		return n, atEnd
 	}
@@ -145,17 +144,19 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	}
 	if kind == errs.Stale {
 		f.c.entries.Remove(f.entry.Path)
+		f.c.doubted.Add(f.entry.Path, struct{}{})
+		return n, errs.E(kind, "read", f.entry.Path, err).WithHint("it has changed or was deleted since it was opened: open it again")
 	}
 	return n, errs.E(kind, "read", f.entry.Path, err)
 }
 
-// readPieces fills p from as many workers as own it. It returns how many
-// bytes from the front are filled.
-func (f *File) readPieces(ctx context.Context, p []byte, off int64) (int, error) {
+// readPieces fills p from as many workers as own it, trying again until the
+// time is over. It returns how many bytes from the front are filled.
+func (f *File) readPieces(ctx context.Context, until time.Time, p []byte, off int64) (int, error) {
 	g := f.entry.geometry()
 	whole := block.Extent{Offset: off, Length: int64(len(p))}
 	if first := nextPiece(g, whole); first == whole {
-		if err := f.readPiece(ctx, p, off); err != nil {
+		if err := f.readPiece(ctx, until, p, off); err != nil {
 			return 0, err
 		}
 		return len(p), nil
@@ -173,7 +174,7 @@ func (f *File) readPieces(ctx context.Context, p []byte, off int64) (int, error)
 		rest = block.Extent{Offset: one.e.End(), Length: rest.End() - one.e.End()}
 		group.Go(func() error {
 			start := one.e.Offset - off
-			one.err = f.readPiece(ctx, p[start:start+one.e.Length], one.e.Offset)
+			one.err = f.readPiece(ctx, until, p[start:start+one.e.Length], one.e.Offset)
 			return nil
 		})
 	}
@@ -205,10 +206,66 @@ func (e *Entry) geometry() block.Geometry {
 }
 
 // readPiece reads bytes of one block from the first of its owners that can
-// serve them.
-func (f *File) readPiece(ctx context.Context, p []byte, off int64) error {
-	c := f.c
+// serve them. The first attempt, which is nearly always the last, allocates
+// nothing.
+func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int64) error {
 	key := block.Key{File: f.entry.FileID, Index: uint32(f.entry.geometry().BlockOf(off))}
+	t := f.ticket.Load()
+	m, _ := f.c.members.now()
+	var first error
+	if m != nil && !nearsEnd(t, time.Now()) {
+		if w := f.route(m, key); w != nil && !f.c.workers.doubtful(w.id) {
+			if first = f.try(ctx, until, w, t, p, off, m.placement.Epoch); first == nil {
+				return nil
+			}
+			if ctx.Err() == nil && !failover(first) && !refused(first, t) {
+				return first
+			}
+		}
+	}
+	budget, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	if refused(first, t) {
+		if f.renewRefused(budget, t) == nil {
+			return first
+		}
+		return f.readSlowly(budget, until, key, p, off, true)
+	}
+	return f.readSlowly(budget, until, key, p, off, false)
+}
+
+// route is where the reads of a block go first.
+type route struct {
+	at    *membership
+	index uint32
+	to    *member // nil if nobody who is believed to answer owns it
+}
+
+// route returns the first owner of a block; nil if it should not be asked.
+func (f *File) route(m *membership, key block.Key) *member {
+	if r := f.routed.Load(); r != nil && r.at == m && r.index == key.Index {
+		return r.to
+	}
+	r := &route{at: m, index: key.Index}
+	if owners := m.owners(key, f.entry.Size, f.c.cfg.Owners, never); len(owners) > 0 && owners[0].believed() {
+		r.to = &owners[0]
+	}
+	f.routed.Store(r)
+	return r.to
+}
+
+func never(block.WorkerID) bool { return false }
+
+// refused reports whether a worker may have refused the ticket because its
+// time is over by the worker's clock. The under-store's refusal looks the same.
+func refused(err error, t *block.Ticket) bool {
+	return errs.KindOf(err) == errs.Permission && !t.Expiry.IsZero()
+}
+
+// readSlowly tries the owners of a block in turn until one serves it or ctx
+// ends. A ticket that is refused is renewed once, unless it just was.
+func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p []byte, off int64, renewed bool) error {
+	c := f.c
 	var wait pause
 	var last error
 	for {
@@ -224,15 +281,25 @@ func (f *File) readPiece(ctx context.Context, p []byte, off int64) error {
 		if len(owners) == 0 {
 			last = errs.E(errs.Unavailable, "", "", errors.New("no worker is registered"))
 		}
-		for _, w := range owners {
-			err := f.try(ctx, w, t, p, off, m.placement.Epoch)
+		for i := range owners {
+			w := &owners[i]
+			err := f.try(ctx, until, w, t, p, off, m.placement.Epoch)
+			if refused(err, t) && !renewed && ctx.Err() == nil {
+				renewed = true
+				if again := f.renewRefused(ctx, t); again != nil {
+					t = again
+					err = f.try(ctx, until, w, t, p, off, m.placement.Epoch)
+				}
+			}
 			switch {
 			case err == nil:
 				return nil
 			case ctx.Err() == nil && !failover(err):
 				return err
 			}
-			last = errs.Wrap(err, "from worker", string(w.id))
+			if ctx.Err() == nil || last == nil { // the end of the time says less than a failure before it
+				last = errs.Wrap(err, "from worker", string(w.id))
+			}
 			if ctx.Err() != nil {
 				break
 			}
@@ -241,6 +308,22 @@ func (f *File) readPiece(ctx context.Context, p []byte, off int64) error {
 			return spent(ctx, last)
 		}
 	}
+}
+
+// renewRefused returns a ticket that is good for longer than one that a worker
+// refused; nil if there is none, so that the refusal stands.
+func (f *File) renewRefused(ctx context.Context, t *block.Ticket) *block.Ticket {
+	now := f.ticket.Load()
+	if now == t {
+		if f.replaced.Load() || f.renew(ctx) != nil {
+			return nil // the worker's refusal says more
+		}
+		now = f.ticket.Load()
+	}
+	if !now.Expiry.IsZero() && !now.Expiry.After(t.Expiry) {
+		return nil
+	}
+	return now
 }
 
 // spent is the error of a read whose time is over; last is what the last
@@ -255,17 +338,30 @@ func spent(ctx context.Context, last error) error {
 	return last
 }
 
-func (f *File) try(ctx context.Context, w member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
-	ctx, cancel := context.WithTimeout(ctx, f.c.cfg.ReadTimeout.Std())
-	defer cancel()
-	return f.c.workers.readAt(ctx, w, t, p, off, epoch)
+func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+	if latest := time.Now().Add(f.c.cfg.ReadTimeout.Std()); latest.Before(until) {
+		until = latest
+	}
+	a := f.c.attempts.begin(ctx, until)
+	defer a.end()
+	err := f.c.workers.readAt(a, w, t, p, off, epoch) //nolint:contextcheck // a is made of ctx
+	if err != nil && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
+		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", f.c.cfg.ReadTimeout, err)).
+			WithHint("is the under-store slow, or out of the worker's reach?")
+	}
+	return err
+}
+
+// nearsEnd reports whether a ticket is to be renewed.
+func nearsEnd(t *block.Ticket, now time.Time) bool {
+	return !t.Expiry.IsZero() && !now.Before(t.Expiry.Add(-renewBefore))
 }
 
 // validTicket returns the ticket to read with, and sees to it that it is
 // renewed in time.
 func (f *File) validTicket(ctx context.Context) (*block.Ticket, error) {
 	t, now := f.ticket.Load(), time.Now()
-	if t.Expiry.IsZero() || now.Before(t.Expiry.Add(-renewBefore)) {
+	if !nearsEnd(t, now) {
 		return t, nil
 	}
 	if !expired(t, now) {

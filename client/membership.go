@@ -24,6 +24,9 @@ type member struct {
 	state  string // "live", "suspect", "lost", "draining"
 }
 
+// believed reports whether the masters expect the worker to answer.
+func (w *member) believed() bool { return w.state != "lost" && w.state != "suspect" }
+
 // membership is one version of who is there. It is immutable.
 type membership struct {
 	clusterID string
@@ -58,7 +61,7 @@ func (m *membership) owners(k block.Key, length int64, n int, doubtful func(bloc
 	}
 	rank := func(w member) int {
 		r := 0
-		if w.state == "lost" || w.state == "suspect" {
+		if !w.believed() {
 			r++
 		}
 		if doubtful(w.id) {

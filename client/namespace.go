@@ -35,6 +35,9 @@ type notFound struct {
 
 func (e *notFound) Unwrap() error { return e.error }
 
+// NotFound returns errs.NotFound as an answer that may be used until then.
+func NotFound(until time.Time) error { return &notFound{errs.NotFound, until} }
+
 // NotFoundUntil returns until when the answer that a name does not exist may
 // be used without asking again; the zero time if it must not be.
 func NotFoundUntil(err error) time.Time {
@@ -51,17 +54,21 @@ func (c *Client) Stat(ctx context.Context, p string, o StatOptions) (*Entry, err
 		return nil, err
 	}
 	var e *Entry
+	look := c.doubted.Contains(p)
 	err = c.masters.call(ctx, "stat", p, func(ctx context.Context, cc *grpc.ClientConn) error {
 		asked := time.Now()
 		reply, err := api.NewNamespaceServiceClient(cc).Stat(ctx, &api.StatRequest{
-			Path: []byte(p), WithTicket: o.WithTicket, WithCached: o.WithCached, SeenIndex: c.masters.seen.Load(),
+			Path: []byte(p), WithTicket: o.WithTicket, WithCached: o.WithCached, SeenIndex: c.masters.seen.Load(), Look: look,
 		})
 		if err != nil {
 			return err
 		}
 		c.masters.sawIndex(reply.GetAppliedIndex())
+		if look {
+			c.doubted.Remove(p)
+		}
 		if reply.GetEntry() == nil {
-			return &notFound{errs.NotFound, validUntil(asked, reply.GetValidMs())}
+			return NotFound(validUntil(asked, reply.GetValidMs()))
 		}
 		e, err = entryOf(reply.GetEntry(), reply.GetValidMs(), asked)
 		return err

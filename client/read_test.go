@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -116,7 +117,7 @@ func TestKnownEntryNeedsNoMaster(t *testing.T) {
 	if n := c.master.calls.Load() - asked; n != 0 {
 		t.Errorf("%d calls to the master", n)
 	}
-	if n := c.workers[0].opens.Load(); n != 4 { // one for each connection
+	if n := c.workers[0].opens.Load(); n != 1 { // a small file stays on one connection
 		t.Errorf("registered %d times", n)
 	}
 	// Open by path: within the answer's validity the master is asked once.
@@ -241,6 +242,28 @@ func TestErrorsOfTheFileSurface(t *testing.T) {
 		if n, err := f.ReadAtContext(t.Context(), make([]byte, 10), 0); n != 0 || !errors.Is(err, want) {
 			t.Errorf("%v: %d, %v", kind, n, err)
 		}
+	}
+}
+
+// A version that a worker found gone is asked about at the under-store, once.
+func TestGoneVersionIsLookedAt(t *testing.T) {
+	c := newCluster(t, 1)
+	c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	cl := c.dial(t)
+	f := open(t, cl, "/x")
+	c.workers[0].failWith(func(*block.Ticket, block.Extent) error { return errs.E(errs.Stale, "fetch", "", nil) })
+	if _, err := f.ReadAt(make([]byte, 10), 0); !errors.Is(err, errs.Stale) {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := cl.Stat(t.Context(), "/x", StatOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.master.mu.Lock()
+	defer c.master.mu.Unlock()
+	if diff := cmp.Diff([]string{"/x"}, c.master.looks); diff != "" {
+		t.Errorf("paths looked at (-want +got):\n%s", diff)
 	}
 }
 
@@ -447,4 +470,111 @@ func TestMembershipIsFollowedOverMasters(t *testing.T) {
 	// A master that lags behind does not take the client back.
 	cl.members.take(membershipOf(&api.Membership{ClusterId: "c", Placement: &api.Placement{Epoch: 1}}))
 	epoch(3)
+}
+
+// TestRefusedTicketIsRenewedOnce has a worker whose clock says that a ticket
+// is over which by ours is not.
+func TestRefusedTicketIsRenewedOnce(t *testing.T) {
+	c := newCluster(t, 1)
+	end := time.Now().Add(2 * time.Hour)
+	old := c.master.addFile("/x", "1", 1000, 1<<20, end)
+	cl := c.dial(t)
+	f := open(t, cl, "/x")
+	defer f.Close()
+	over := errs.E(errs.Permission, "", "", errors.New("the ticket expired"))
+	c.workers[0].failWith(func(k *block.Ticket, _ block.Extent) error {
+		if !k.Expiry.After(old.Expiry) {
+			return over
+		}
+		return nil
+	})
+	p := make([]byte, 1000)
+	// The master gives none that is better: the refusal stands.
+	asked, reads := c.master.calls.Load(), c.workers[0].reads.Load()
+	if _, err := f.ReadAt(p, 0); !errors.Is(err, errs.Permission) {
+		t.Fatal(err)
+	}
+	if n := c.master.calls.Load() - asked; n != 1 {
+		t.Errorf("the master was asked %d times for a better ticket", n)
+	}
+	if n := c.workers[0].reads.Load() - reads; n != 1 {
+		t.Errorf("the worker was asked %d times with one ticket", n)
+	}
+	// It does: the read goes on with that.
+	c.master.addFile("/x", "1", 1000, 1<<20, end.Add(time.Hour))
+	asked = c.master.calls.Load()
+	check(t, f, bytesOf(old), 0, 1000)
+	check(t, f, bytesOf(old), 0, 1000)
+	if n := c.master.calls.Load() - asked; n != 1 {
+		t.Errorf("the master was asked %d times", n)
+	}
+	// Another version is another file.
+	c.workers[0].failWith(func(*block.Ticket, block.Extent) error { return over })
+	c.master.addFile("/x", "2", 1000, 1<<20, end.Add(3*time.Hour))
+	if _, err := f.ReadAt(p, 0); !errors.Is(err, errs.Permission) {
+		t.Fatal(err)
+	}
+}
+
+// TestPermissionWithoutExpiry checks that the under-store's refusal is not
+// taken for that of a ticket which never ends.
+func TestPermissionWithoutExpiry(t *testing.T) {
+	c := newCluster(t, 1)
+	c.master.addFile("/x", "1", 1000, 1<<20, time.Time{})
+	f := open(t, c.dial(t), "/x")
+	defer f.Close()
+	c.workers[0].failWith(func(*block.Ticket, block.Extent) error { return errs.E(errs.Permission, "", "", nil) })
+	asked := c.master.calls.Load()
+	if _, err := f.ReadAt(make([]byte, 10), 0); !errors.Is(err, errs.Permission) {
+		t.Fatal(err)
+	}
+	if n := c.master.calls.Load() - asked; n != 0 {
+		t.Errorf("the master was asked %d times", n)
+	}
+}
+
+// TestAttempt checks that an attempt ends with its deadline and its parent,
+// and that one which ended so is not used again.
+func TestAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var pool attempts
+		quiet := pool.begin(t.Context(), time.Now().Add(time.Second))
+		quiet.end()
+		if quiet.Err() != nil {
+			t.Error(quiet.Err())
+		}
+		late := pool.begin(t.Context(), time.Now().Add(time.Second))
+		<-late.Done()
+		if !errors.Is(late.Err(), context.DeadlineExceeded) {
+			t.Error(late.Err())
+		}
+		late.end()
+		ctx, cancel := context.WithCancel(t.Context())
+		orphan := pool.begin(ctx, time.Now().Add(time.Hour))
+		if orphan == late {
+			t.Error("an attempt that ended was used again")
+		}
+		cancel()
+		<-orphan.Done()
+		if !errors.Is(orphan.Err(), context.Canceled) {
+			t.Error(orphan.Err())
+		}
+		orphan.end()
+		// What is derived ends too.
+		base := pool.begin(t.Context(), time.Now().Add(time.Second))
+		child, stop := context.WithTimeout(base, time.Hour)
+		<-child.Done()
+		stop()
+		base.end()
+	})
+}
+
+// TestAttemptsAllocateNothing is about the context of each read. The race
+// detector makes pools forget some of what they are given.
+func TestAttemptsAllocateNothing(t *testing.T) {
+	var pool attempts
+	endless, until := context.WithoutCancel(t.Context()), time.Now().Add(time.Hour)
+	if n := testing.AllocsPerRun(1000, func() { pool.begin(endless, until).end() }); n >= 3 {
+		t.Errorf("%v allocations for each attempt", n)
+	}
 }

@@ -54,7 +54,7 @@ type worker struct {
 }
 
 // get returns the worker that m describes.
-func (w *workers) get(m member) (*worker, error) {
+func (w *workers) get(m *member) (*worker, error) {
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
@@ -65,7 +65,7 @@ func (w *workers) get(m member) (*worker, error) {
 		w.mu.Unlock()
 		return old, nil
 	}
-	fresh := &worker{member: m, slots: make([]*slot, w.cfg.TCPConnections)}
+	fresh := &worker{member: *m, slots: make([]*slot, w.cfg.TCPConnections)}
 	if w.local(m) {
 		fresh.slots = make([]*slot, w.cfg.UnixConnections)
 	}
@@ -80,13 +80,13 @@ func (w *workers) get(m member) (*worker, error) {
 	return fresh, nil
 }
 
-func (w *worker) sameAddresses(m member) bool {
+func (w *worker) sameAddresses(m *member) bool {
 	return w.data == m.data && w.unix == m.unix && w.bootID == m.bootID
 }
 
 // local reports whether m is on this host and its socket can be seen: equal
 // boot IDs alone do not tell, for containers share them.
-func (w *workers) local(m member) bool {
+func (w *workers) local(m *member) bool {
 	if m.unix == "" || w.bootID == "" || m.bootID != w.bootID {
 		return false
 	}
@@ -140,27 +140,38 @@ func (w *worker) close() {
 }
 
 // readAt reads from the worker, on one of its connections.
-func (w *workers) readAt(ctx context.Context, m member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+func (w *workers) readAt(ctx context.Context, m *member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
 	x, err := w.get(m)
 	if err != nil {
 		return err
 	}
-	s := x.slots[int(x.next.Add(1))%len(x.slots)]
-	c, err := s.get(ctx, func(ctx context.Context) (*dataConn, error) { return w.dial(ctx, m) })
+	c, err := x.slot(t).get(ctx, w, m)
 	if err == nil {
 		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch})
 	}
 	switch {
 	case err == nil:
-		x.doubted.Store(0)
+		if x.doubted.Load() != 0 {
+			x.doubted.Store(0)
+		}
 	case failover(err) && ctx.Err() == nil || errs.KindOf(err) == errs.Timeout:
 		x.doubted.Store(time.Now().UnixNano())
 	}
 	return err
 }
 
+// slot returns the connection to read a file on: always the same one for a
+// small file, so that it is registered once, and each in turn for a large one,
+// whose reads are worth more than one connection carries.
+func (w *worker) slot(t *block.Ticket) *slot {
+	if t.Length <= pieceSize {
+		return w.slots[int(t.FileID[len(t.FileID)-1])%len(w.slots)]
+	}
+	return w.slots[int(w.next.Add(1))%len(w.slots)]
+}
+
 // dial connects to a worker: through its socket if it is on this host.
-func (w *workers) dial(ctx context.Context, m member) (*dataConn, error) {
+func (w *workers) dial(ctx context.Context, m *member) (*dataConn, error) {
 	cfg := blockio.DefaultClientConfig()
 	cfg.BootID = w.bootID
 	var c *blockio.Conn
@@ -190,7 +201,7 @@ type slot struct {
 	closed bool
 }
 
-func (s *slot) get(ctx context.Context, dial func(context.Context) (*dataConn, error)) (*dataConn, error) {
+func (s *slot) get(ctx context.Context, w *workers, m *member) (*dataConn, error) {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -212,7 +223,7 @@ func (s *slot) get(ctx context.Context, dial func(context.Context) (*dataConn, e
 	if s.err != nil && time.Since(s.failed) < redialAfter {
 		return nil, s.err
 	}
-	c, err := dial(ctx)
+	c, err := w.dial(ctx, m)
 	if err != nil {
 		if ctx.Err() == nil { // else it says nothing about the worker
 			s.failed, s.err = time.Now(), err

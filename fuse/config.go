@@ -35,6 +35,15 @@ type Config struct {
 	// MaxBackground bounds the read-ahead requests that the kernel has under
 	// way at once, for all readers together: 1 to 65535.
 	MaxBackground int `toml:"max_background"`
+	// EntryCache bounds the memory for what the masters answered about names,
+	// also that they do not exist: within the freshness of its answer, a name
+	// that the kernel forgot is found without a master. A name takes about
+	// 700 bytes. 1MiB to 64GiB.
+	EntryCache size.Bytes `toml:"entry_cache"`
+	// ListedNodes is how many names the kernel may hold for listings to give
+	// it more; beyond, names are handed over when they are used. Each takes
+	// about 250 bytes here and some 1500 in the kernel. 1024 or more.
+	ListedNodes int `toml:"listed_nodes"`
 	// UnmountTimeout is how long the end of a mount waits for programs that
 	// hold files open; then they are cut off.
 	UnmountTimeout size.Duration `toml:"unmount_timeout"`
@@ -53,6 +62,8 @@ func DefaultConfig() Config {
 		Umask:          "0022",
 		ReadAhead:      size.MiB,
 		MaxBackground:  64,
+		EntryCache:     64 * size.MiB,
+		ListedNodes:    1 << 20,
 		UnmountTimeout: size.Duration(5 * time.Second),
 	}
 }
@@ -77,6 +88,12 @@ func (c *Config) Validate() error {
 	}
 	if c.MaxBackground < 1 || c.MaxBackground > 1<<16-1 {
 		bad("max_background", c.MaxBackground, "1 to 65535")
+	}
+	if c.EntryCache < size.MiB || c.EntryCache > 64*size.GiB {
+		bad("entry_cache", c.EntryCache, "1MiB to 64GiB")
+	}
+	if c.ListedNodes < 1024 {
+		bad("listed_nodes", c.ListedNodes, "1024 or more")
 	}
 	if c.UnmountTimeout < 0 {
 		bad("unmount_timeout", c.UnmountTimeout, "0s or more")

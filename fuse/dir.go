@@ -59,7 +59,7 @@ type chunk struct {
 func (f *fsys) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
 	n := f.table.get(in.NodeId)
 	switch {
-	case n == nil || f.table.view(n).superseded:
+	case n == nil || n.superseded.Load():
 		return gofuse.Status(syscall.ESTALE)
 	case !n.dir:
 		return gofuse.ENOTDIR
@@ -73,7 +73,8 @@ func (f *fsys) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut
 	return gofuse.OK
 }
 
-// list feeds a listing into ch until it ends or ctx does.
+// list feeds a listing into ch until it ends or ctx does, and the entries
+// into the cache.
 func (f *fsys) list(ctx context.Context, dir string, ch chan<- chunk) {
 	var part []listed
 	send := func(c chunk) bool {
@@ -84,22 +85,31 @@ func (f *fsys) list(ctx context.Context, dir string, ch chan<- chunk) {
 			return false
 		}
 	}
-	asked := time.Now()
+	var until time.Time // zero while nothing came, or when nothing may be kept
+	whole := f.entries.whole.begin(dir)
+	first, asked := true, time.Now()
 	for e, err := range f.client.List(ctx, dir, client.ListOptions{WithTickets: true}) {
 		if err != nil {
+			f.entries.whole.end(whole, time.Time{})
 			send(chunk{entries: part, err: err})
 			return
+		}
+		if first || e.ValidUntil.Before(until) {
+			first, until = false, e.ValidUntil
 		}
 		if !validName(path.Base(e.Path)) {
 			continue
 		}
+		f.entries.put(e, asked, whole)
 		if part = append(part, listed{e, asked}); len(part) == dirChunk {
 			if !send(chunk{entries: part}) {
+				f.entries.whole.end(whole, time.Time{})
 				return
 			}
 			part = nil
 		}
 	}
+	f.entries.whole.end(whole, until)
 	send(chunk{entries: part, end: true})
 }
 
@@ -202,8 +212,10 @@ func (f *fsys) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofus
 			return false
 		}
 		if l.entry != nil { // "." and ".." refer to no node
-			n, v := f.table.refer(l.entry, l.asked)
-			f.fillEntry(entry, n, v.entry.ValidUntil.Sub(now))
+			if f.table.len() >= f.listedNodes {
+				return true // with no node either: it is looked up when it is used
+			}
+			f.fillEntry(entry, f.table.refer(l.entry, l.asked), l.entry.ValidUntil.Sub(now))
 			out.FixMode(entry.Mode)
 		}
 		return true
@@ -215,8 +227,8 @@ func (f *fsys) readDir(cancel <-chan struct{}, in *gofuse.ReadIn, add func(gofus
 	if !ok {
 		return gofuse.EBADF
 	}
-	ctx, done := f.req.context(cancel, in.Pid)
-	defer done()
+	ctx := f.req.context(cancel, in.Pid)
+	defer ctx.end()
 	err := d.read(ctx, in.Offset, func(l listed, next uint64) bool {
 		de := gofuse.DirEntry{Mode: typeDir, Off: next}
 		switch {
@@ -226,7 +238,7 @@ func (f *fsys) readDir(cancel <-chan struct{}, in *gofuse.ReadIn, add func(gofus
 				de.Mode = typeFile
 			}
 		case next == 1:
-			de.Name, de.Ino = ".", d.node.ino
+			de.Name, de.Ino = ".", d.node.ino()
 		default:
 			de.Name = ".."
 		}

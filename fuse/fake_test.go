@@ -99,7 +99,11 @@ func (f *fakeClient) Stat(_ context.Context, p string, o client.StatOptions) (*c
 	}
 	e := f.entries[p]
 	if e == nil {
-		return nil, errs.E(errs.NotFound, "stat", p, nil)
+		var until time.Time
+		if f.valid > 0 {
+			until = time.Now().Add(f.valid)
+		}
+		return nil, errs.E(errs.NotFound, "stat", p, client.NotFound(until))
 	}
 	return f.answer(e, o.WithTicket, o.WithCached), nil
 }

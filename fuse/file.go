@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -31,8 +32,8 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 	case in.Flags&syscall.O_ACCMODE != uint32(os.O_RDONLY) || in.Flags&uint32(os.O_TRUNC) != 0:
 		return gofuse.EROFS
 	}
-	ctx, done := f.req.context(cancel, in.Pid)
-	defer done()
+	ctx := f.req.context(cancel, in.Pid)
+	defer ctx.end()
 	e, status := f.current(ctx, n)
 	if status != gofuse.OK {
 		return status
@@ -40,7 +41,7 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 	file, err := f.client.OpenEntry(ctx, e)
 	if err != nil {
 		if errs.KindOf(err) == errs.Stale {
-			f.table.doubt(n)
+			f.entries.drop(n.path)
 		}
 		return f.faults.status("open", n.path, err)
 	}
@@ -54,29 +55,34 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 // current returns an entry with a valid ticket of the node's version, if that
 // is the path's current one; else ESTALE, which makes the kernel look again.
 func (f *fsys) current(ctx context.Context, n *node) (*client.Entry, gofuse.Status) {
-	v, now := f.table.view(n), time.Now()
-	if v.superseded {
-		return nil, gofuse.Status(syscall.ESTALE)
+	const again = gofuse.Status(syscall.ESTALE)
+	if n.superseded.Load() {
+		return nil, again
 	}
-	recent := now.Before(v.entry.ValidUntil) || now.Sub(v.checked) < openGrace
-	if recent && ticketValid(v.entry, now) {
-		return v.entry, gofuse.OK
+	now := time.Now()
+	a, known := f.entries.get(n.path)
+	if known && (a.fresh(now) || now.Sub(a.asked) < openGrace) {
+		switch {
+		case a.entry == nil || !n.is(a.entry):
+			return nil, again
+		case ticketValid(a.entry, now):
+			return a.entry, gofuse.OK
+		}
 	}
-	e, err := f.client.Stat(ctx, n.path, client.StatOptions{WithTicket: true})
+	e, err := f.stat(ctx, n.path, now, client.StatOptions{WithTicket: true})
 	switch kind := errs.KindOf(err); {
 	case err == nil:
 	case kind == errs.NotFound:
-		f.table.doubt(n)
-		return nil, gofuse.Status(syscall.ESTALE)
-	case outlives(kind, v):
-		return v.entry, gofuse.OK
+		return nil, again
+	case outlives(kind, a.entry) && n.is(a.entry):
+		return a.entry, gofuse.OK
 	default:
 		return nil, f.faults.status("open", n.path, err)
 	}
 	if f.table.refresh(e, now) != n {
-		return nil, gofuse.Status(syscall.ESTALE)
+		return nil, again
 	}
-	return f.table.view(n).entry, gofuse.OK
+	return e, gofuse.OK
 }
 
 func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
@@ -89,20 +95,51 @@ func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 	if want <= 0 {
 		return gofuse.ReadResultData(nil), gofuse.OK
 	}
-	ctx, done := f.req.context(cancel, in.Pid)
-	defer done()
+	ctx := f.req.context(cancel, in.Pid)
+	defer ctx.end()
 	n, err := o.file.ReadAtContext(ctx, buf[:want], off)
 	f.metrics.readBytes.Add(float64(n))
 	switch {
 	case int64(n) == want:
-		return gofuse.ReadResultData(buf[:n]), gofuse.OK
+		return f.replies.of(buf[:n]), gofuse.OK
 	case err == nil || errors.Is(err, io.EOF):
 		// A short answer would be the file's end to the kernel.
 		err = errs.E(errs.Internal, "read", o.node.path, io.ErrUnexpectedEOF)
 	case errs.KindOf(err) == errs.Stale:
-		f.table.doubt(o.node)
+		f.entries.drop(o.node.path)
 	}
 	return nil, f.faults.status("read", o.node.path, err)
+}
+
+// replies are the results of reads, which are used again: a READ of the
+// kernel costs no allocation of ours.
+type replies struct{ pool sync.Pool }
+
+// reply hands bytes to the kernel that are in go-fuse's own buffer.
+type reply struct {
+	of   *replies
+	data []byte
+}
+
+func (r *replies) of(data []byte) *reply {
+	p, ok := r.pool.Get().(*reply)
+	if !ok {
+		p = &reply{of: r}
+	}
+	p.data = data
+	return p
+}
+
+// Bytes implements gofuse.ReadResult.
+func (p *reply) Bytes([]byte) ([]byte, gofuse.Status) { return p.data, gofuse.OK }
+
+// Size implements gofuse.ReadResult.
+func (p *reply) Size() int { return len(p.data) }
+
+// Done implements gofuse.ReadResult.
+func (p *reply) Done() {
+	p.data = nil
+	p.of.pool.Put(p)
 }
 
 func (f *fsys) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {

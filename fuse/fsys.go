@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"context"
 	"log/slog"
 	"syscall"
 	"time"
@@ -40,20 +41,27 @@ type fsys struct {
 	look    look
 	client  Client
 	table   *table
+	entries *entryCache
+	// listedNodes is how many nodes there may be for listings to make more.
+	listedNodes int
+
 	req     *requests
 	files   handles[*openFile]
 	dirs    handles[*dirStream]
+	replies replies
 	faults  *faultLog
 	metrics *metrics
 	log     *slog.Logger
 }
 
-func newFsys(l look, root *client.Entry, c Client, req *requests, m *metrics, log *slog.Logger) *fsys {
+func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m *metrics, log *slog.Logger) *fsys {
 	return &fsys{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		look:          l,
 		client:        c,
 		table:         newTable(root),
+		entries:       newEntryCache(int64(cfg.EntryCache)),
+		listedNodes:   cfg.ListedNodes,
 		req:           req,
 		faults:        newFaultLog(log),
 		metrics:       m,
@@ -88,50 +96,75 @@ func (f *fsys) Lookup(cancel <-chan struct{}, header *gofuse.InHeader, name stri
 		return gofuse.ENOENT
 	}
 	path, now := join(parent.path, name), time.Now()
-	if n, v := f.table.known(path); n != nil && now.Before(v.entry.ValidUntil) && f.table.retain(n) {
-		f.fillEntry(out, n, v.entry.ValidUntil.Sub(now))
+	a, known := f.entries.get(path)
+	if known && a.fresh(now) {
+		if a.entry == nil {
+			return nothing(out, a.until.Sub(now))
+		}
+		f.fillEntry(out, f.table.refer(a.entry, a.asked), a.until.Sub(now))
 		return gofuse.OK
 	}
-	ctx, done := f.req.context(cancel, header.Pid)
-	defer done()
-	e, err := f.client.Stat(ctx, path, client.StatOptions{WithTicket: true})
-	if err != nil {
-		return f.lookupFailed(path, err, out)
+	if !known {
+		if until, ok := f.entries.absent(path, now); ok {
+			return nothing(out, until.Sub(now))
+		}
 	}
-	n, v := f.table.refer(e, now)
-	f.fillEntry(out, n, time.Until(v.entry.ValidUntil))
+	ctx := f.req.context(cancel, header.Pid)
+	defer ctx.end()
+	e, err := f.stat(ctx, path, now, client.StatOptions{WithTicket: true})
+	if err != nil {
+		return f.lookupFailed(path, a.entry, err, out)
+	}
+	f.fillEntry(out, f.table.refer(e, now), time.Until(e.ValidUntil))
 	return gofuse.OK
 }
 
-// lookupFailed answers a lookup that the masters did not: a name that does
-// not exist is remembered by the kernel as long as that answer is valid, and
-// a name that was known goes on with its ticket while no master can be asked.
-func (f *fsys) lookupFailed(path string, err error, out *gofuse.EntryOut) gofuse.Status {
-	kind := errs.KindOf(err)
-	if kind == errs.NotFound {
-		if left := time.Until(client.NotFoundUntil(err)); left > 0 {
-			out.NodeId = 0
-			out.SetEntryTimeout(left)
-			return gofuse.OK
-		}
+// stat asks the masters and keeps the answer, also that nothing is there.
+func (f *fsys) stat(ctx context.Context, path string, now time.Time, o client.StatOptions) (*client.Entry, error) {
+	e, err := f.client.Stat(ctx, path, o)
+	switch {
+	case err == nil:
+		f.entries.put(e, now, nil)
+	case errs.KindOf(err) == errs.NotFound:
+		f.entries.putAbsent(path, now, client.NotFoundUntil(err))
+	}
+	return e, err
+}
+
+// nothing answers that a name does not exist; the kernel remembers it as long
+// as that answer is valid.
+func nothing(out *gofuse.EntryOut, valid time.Duration) gofuse.Status {
+	if valid <= 0 {
 		return gofuse.ENOENT
 	}
-	if n, v := f.table.known(path); n != nil && outlives(kind, v) && f.table.retain(n) {
-		f.fillEntry(out, n, outageTimeout)
+	out.NodeId = 0
+	out.SetEntryTimeout(valid)
+	return gofuse.OK
+}
+
+// lookupFailed answers a lookup that the masters did not: a name that was
+// known goes on with its ticket while no master can be asked.
+func (f *fsys) lookupFailed(path string, known *client.Entry, err error, out *gofuse.EntryOut) gofuse.Status {
+	kind := errs.KindOf(err)
+	if kind == errs.NotFound {
+		return nothing(out, time.Until(client.NotFoundUntil(err)))
+	}
+	if outlives(kind, known) {
+		f.fillEntry(out, f.table.refer(known, time.Time{}), outageTimeout)
 		return gofuse.OK
 	}
 	return f.faults.status("lookup", path, err)
 }
 
-// outlives reports whether a node may be used on when the masters failed to
+// outlives reports whether an entry may be used on when the masters failed to
 // confirm it: not one whose answers must never be kept.
-func outlives(kind errs.Kind, v view) bool {
+func outlives(kind errs.Kind, e *client.Entry) bool {
 	switch kind {
 	case errs.Unavailable, errs.NotLeader, errs.Timeout, errs.Throttled:
 	default:
 		return false
 	}
-	return !v.entry.ValidUntil.IsZero() && (v.entry.Dir || ticketValid(v.entry, time.Now()))
+	return e != nil && !e.ValidUntil.IsZero() && (e.Dir || ticketValid(e, time.Now()))
 }
 
 // ticketValid reports whether the entry can be opened without a master.
@@ -162,12 +195,12 @@ func (f *fsys) fillEntry(out *gofuse.EntryOut, n *node, valid time.Duration) {
 }
 
 func (f *fsys) fillAttr(a *gofuse.Attr, n *node) {
-	mtime := n.mtime
-	if mtime.IsZero() {
-		mtime = f.look.born
+	mtime := f.look.born
+	if n.mtime != 0 {
+		mtime = time.Unix(0, n.mtime)
 	}
 	*a = gofuse.Attr{
-		Ino: n.ino, Size: uint64(n.size), Blocks: uint64(n.size+statBlock-1) / statBlock,
+		Ino: n.ino(), Size: uint64(n.size), Blocks: uint64(n.size+statBlock-1) / statBlock,
 		Mode: f.look.fileMode, Nlink: 1, Blksize: ioSize,
 		Owner: gofuse.Owner{Uid: f.look.uid, Gid: f.look.gid},
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // newTestFsys returns a file system that is not mounted.
-func newTestFsys(t *testing.T, c *fakeClient) *fsys {
+func newTestFsys(t *testing.T, c Client) *fsys {
 	t.Helper()
 	cfg := DefaultConfig()
 	l, err := cfg.look(born)
@@ -23,9 +23,10 @@ func newTestFsys(t *testing.T, c *fakeClient) *fsys {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	req := &requests{begin: func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) }}
+	req := newRequests(ctx)
+	req.workers.Go(req.run)
 	t.Cleanup(func() { cancel(); req.workers.Wait() })
-	return newFsys(l, &client.Entry{Path: "/", Dir: true}, c, req, newMetrics(), slog.New(slog.DiscardHandler))
+	return newFsys(&cfg, l, &client.Entry{Path: "/", Dir: true}, c, req, newMetrics(), slog.New(slog.DiscardHandler))
 }
 
 func (f *fsys) lookup(t *testing.T, parent uint64, name string) (gofuse.EntryOut, gofuse.Status) {
@@ -140,7 +141,7 @@ func TestOpenLooksAgainWhenNothingIsFresh(t *testing.T) {
 	f := newTestFsys(t, c)
 	out, _ := f.lookup(t, rootID, "x")
 	n := f.table.get(out.NodeId)
-	f.table.doubt(n)
+	f.entries.drop(n.path)
 	c.put("/x", 5, "v2")
 	if _, st := f.open(out.NodeId, os.O_RDONLY); st != gofuse.Status(syscall.ESTALE) {
 		t.Error("changed:", st)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
@@ -96,6 +97,38 @@ type mounted struct {
 	dir  string
 	stop context.CancelFunc
 	done chan error // one value: what Run returned
+	reg  *prometheus.Registry
+}
+
+// gauge returns the value of one of the mount's metrics.
+func (m *mounted) gauge(t *testing.T, name string) float64 {
+	t.Helper()
+	families, err := m.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatal("no metric ", name)
+	return 0
+}
+
+// await waits until ok holds.
+func (m *mounted) await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for !ok() {
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatal(what, " does not come")
+		}
+	}
 }
 
 // wait returns what Run returned.
@@ -126,12 +159,13 @@ func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted
 	for _, f := range change {
 		f(&cfg)
 	}
-	mount, err := New(cfg, dir, "/", c, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})), nil)
+	reg := prometheus.NewRegistry()
+	mount, err := New(cfg, dir, "/", c, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})), reg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	m := &mounted{dir: dir, stop: stop, done: make(chan error, 1)}
+	m := &mounted{dir: dir, stop: stop, done: make(chan error, 1), reg: reg}
 	go func() { m.done <- mount.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()

@@ -24,6 +24,8 @@ func (m *metrics) watch(fs *fsys) {
 			func() float64 { return float64(value()) }))
 	}
 	gauge("millrace_fuse_nodes", "Files and directories that the kernel refers to.", fs.table.len)
+	gauge("millrace_fuse_known_entries", "Answers of the masters that are kept.", fs.entries.len)
+	gauge("millrace_fuse_known_entry_bytes", "Memory that they take, about.", fs.entries.bytes)
 	gauge("millrace_fuse_open_files", "Open file descriptors.", fs.files.len)
 	gauge("millrace_fuse_open_dirs", "Open directories.", fs.dirs.len)
 }

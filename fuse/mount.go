@@ -34,6 +34,7 @@ type Mount struct {
 	log    *slog.Logger
 	reg    prometheus.Registerer
 
+	device    string // of the kernel's FUSE
 	ready     chan struct{}
 	readyOnce sync.Once
 }
@@ -53,7 +54,7 @@ func New(cfg Config, mountPoint, root string, c Client, log *slog.Logger, reg pr
 	}
 	return &Mount{
 		cfg: cfg, point: mountPoint, root: root, look: l, client: c,
-		log: log, reg: reg, ready: make(chan struct{}),
+		log: log, reg: reg, device: "/dev/fuse", ready: make(chan struct{}),
 	}, nil
 }
 
@@ -66,7 +67,7 @@ func (m *Mount) Ready() <-chan struct{} { return m.ready }
 func (m *Mount) Check(ctx context.Context) error {
 	_, err := m.prepare(ctx)
 	if err == nil {
-		err = checkDevice()
+		err = checkDevice(m.device)
 	}
 	return errs.Wrap(err, "mount", m.point)
 }
@@ -98,9 +99,9 @@ func (m *Mount) run(ctx context.Context) error {
 	// Requests live as long as the mount, which is a little longer than ctx.
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	req := &requests{begin: func() (context.Context, context.CancelFunc) { return context.WithCancel(serving) }}
+	req := newRequests(serving)
 	counts := newMetrics()
-	fs := newFsys(m.look, root, m.client, req, counts, m.log)
+	fs := newFsys(&m.cfg, m.look, root, m.client, req, counts, m.log)
 	counts.watch(fs)
 	unregister, err := counts.register(m.reg)
 	if err != nil {
@@ -112,6 +113,7 @@ func (m *Mount) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	req.workers.Go(req.run)
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -163,7 +165,7 @@ func (m *Mount) prepare(ctx context.Context) (string, error) {
 	case err != nil:
 		return "", err
 	case !info.IsDir():
-		return "", errs.E(errs.NotDir, "", "", errors.New("the mount point is not a directory"))
+		return "", errs.E(errs.NotDir, "", "", errors.New("the mount point is not a directory")).WithHint("choose an empty directory")
 	case m.cfg.NonEmpty:
 		return point, nil
 	}
@@ -179,7 +181,7 @@ func (m *Mount) prepare(ctx context.Context) (string, error) {
 }
 
 func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Server, error) {
-	if err := checkDevice(); err != nil {
+	if err := checkDevice(m.device); err != nil {
 		return nil, err
 	}
 	root := os.Geteuid() == 0
@@ -222,12 +224,19 @@ func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Serv
 }
 
 // checkDevice says what to do when this host offers no FUSE.
-func checkDevice() error {
-	const device = "/dev/fuse"
+func checkDevice(device string) error {
 	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return deviceRefused(device, err)
+	}
+	return f.Close()
+}
+
+func deviceRefused(device string, err error) error {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
+		err = pe.Err // the path is named already
+	}
 	switch {
-	case err == nil:
-		return f.Close()
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return errs.E(errs.Unsupported, "open", device, err).
 			WithHint("load the kernel module (modprobe fuse); in a container: --device /dev/fuse --cap-add SYS_ADMIN")

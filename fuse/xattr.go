@@ -31,8 +31,8 @@ func (f *fsys) GetXAttr(cancel <-chan struct{}, header *gofuse.InHeader, name st
 	if !strings.HasPrefix(name, "user.millrace.") {
 		return 0, gofuse.ENODATA
 	}
-	ctx, done := f.req.context(cancel, header.Pid)
-	defer done()
+	ctx := f.req.context(cancel, header.Pid)
+	defer ctx.end()
 	value, ok, err := f.xattr(ctx, n, name)
 	switch {
 	case err != nil:
@@ -55,15 +55,18 @@ func (f *fsys) xattr(ctx context.Context, n *node, name string) (value string, o
 	case XattrFileID:
 		return n.fileID.String(), true, nil
 	case XattrVersion:
-		return f.table.view(n).entry.Tag, true, nil
-	case XattrCachedBytes:
-		asked := time.Now()
-		e, err := f.client.Stat(ctx, n.path, client.StatOptions{WithCached: true})
+		if a, ok := f.entries.get(n.path); ok && a.entry != nil && n.is(a.entry) {
+			return a.entry.Tag, true, nil
+		}
+		e, err := f.restat(ctx, n, client.StatOptions{WithTicket: true})
 		if err != nil {
 			return "", false, err
 		}
-		if f.table.refresh(e, asked) != n {
-			return "", false, errs.E(errs.Stale, "stat", n.path, nil)
+		return e.Tag, true, nil
+	case XattrCachedBytes:
+		e, err := f.restat(ctx, n, client.StatOptions{WithCached: true})
+		if err != nil {
+			return "", false, err
 		}
 		return strconv.FormatInt(e.CachedBytes, 10), true, nil
 	case XattrWorkers:
@@ -72,13 +75,26 @@ func (f *fsys) xattr(ctx context.Context, n *node, name string) (value string, o
 			return "", false, err
 		}
 		if e.FileID != n.fileID {
-			f.table.doubt(n)
+			f.entries.drop(n.path)
 			return "", false, errs.E(errs.Stale, "locate", n.path, nil)
 		}
 		return workersOf(blocks), true, nil
 	default:
 		return "", false, nil
 	}
+}
+
+// restat asks the masters about a node; another version is errs.Stale.
+func (f *fsys) restat(ctx context.Context, n *node, o client.StatOptions) (*client.Entry, error) {
+	asked := time.Now()
+	e, err := f.stat(ctx, n.path, asked, o)
+	if err != nil {
+		return nil, err
+	}
+	if f.table.refresh(e, asked) != n {
+		return nil, errs.E(errs.Stale, "stat", n.path, nil)
+	}
+	return e, nil
 }
 
 func workersOf(blocks []client.BlockLocation) string {

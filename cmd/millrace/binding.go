@@ -98,8 +98,9 @@ func differing(a, b map[string]string) []string {
 }
 
 // bind binds the URI at / if it is not, waits until the cluster serves it, and
-// has looked at it once through the cluster.
-func (n *node) bind(ctx context.Context, p *plan, masters []string) error {
+// has looked at it once through the cluster. news lets the worker know of the
+// binding.
+func (n *node) bind(ctx context.Context, p *plan, masters []string, news func(context.Context) error) error {
 	ctx, release := n.group.Bound(ctx)
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
@@ -108,10 +109,10 @@ func (n *node) bind(ctx context.Context, p *plan, masters []string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(bindRoot(ctx, c, p), c.Close())
+	return errors.Join(bindRoot(ctx, c, p, news), c.Close())
 }
 
-func bindRoot(ctx context.Context, c *client.Client, p *plan) error {
+func bindRoot(ctx context.Context, c *client.Client, p *plan, news func(context.Context) error) error {
 	mounts, err := c.ListUFS(ctx)
 	if err != nil {
 		return err
@@ -127,6 +128,9 @@ func bindRoot(ctx context.Context, c *client.Client, p *plan) error {
 		return err
 	}
 	if err := (binding{bound.URI, bound.Options}).write(p.dataDir); err != nil {
+		return err
+	}
+	if err := news(ctx); err != nil {
 		return err
 	}
 	if _, err := waitServing(ctx, c); err != nil {

@@ -1,16 +1,20 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"millrace/fuse"
 	"millrace/internal/errs"
 	"millrace/internal/size"
 	"millrace/tier"
@@ -104,4 +108,86 @@ func diskUsage(dir string) (int64, error) {
 		return err
 	})
 	return sum, err
+}
+
+// apart refuses directories below the mount point: the mount would hide them,
+// and a cache that reads itself through itself waits for ever.
+func (p *plan) apart() error {
+	point, err := resolveMountPoint(p.mountPoint)
+	if err != nil {
+		return err
+	}
+	dirs := map[string]string{"data directory": p.dataDir}
+	for _, c := range p.caches {
+		dirs["cache directory"] = c.Dir
+	}
+	for _, what := range slices.Sorted(maps.Keys(dirs)) {
+		dir, err := resolve(dirs[what])
+		if err != nil {
+			return err
+		}
+		if dir == point || strings.HasPrefix(dir, point+"/") {
+			return errs.E(errs.Invalid, "use "+what, dirs[what], fmt.Errorf("it is below the mount point %s, which would hide it", p.mountPoint)).
+				WithHint("choose a directory elsewhere, or another mount point")
+		}
+	}
+	return nil
+}
+
+// resolveMountPoint is resolve that never asks what is mounted there, which
+// may be dead.
+func resolveMountPoint(point string) (string, error) {
+	if _, err := os.Readlink(point); err == nil {
+		return resolve(point)
+	}
+	dir, err := resolve(filepath.Dir(point))
+	return filepath.Join(dir, filepath.Base(point)), err
+}
+
+// resolve follows the symbolic links of a path whose end need not exist.
+func resolve(path string) (string, error) {
+	parent := existingParent(path)
+	target, err := filepath.EvalSymlinks(parent)
+	if err != nil {
+		return "", errs.Wrap(err, "resolve", path)
+	}
+	return filepath.Join(target, strings.TrimPrefix(path, parent)), nil
+}
+
+// readyCache checks what would go wrong with a cache directory, and returns it
+// with no more open files than this process may have.
+func (n *node) readyCache(ctx context.Context, c tier.Config) (tier.Config, error) {
+	if place, ok := fuse.Lookup(c.Dir); ok {
+		return c, errs.E(errs.Invalid, "use cache directory", c.Dir, fmt.Errorf("it is below the mount of Millrace on %s", place.MountPoint)).
+			WithHint("choose a directory on a local disk")
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return c, errs.Wrap(err, "ask for the limit of open files", "")
+	}
+	// Connections, readers and the index need the other half.
+	if most := max(limit.Cur/2, 1); uint64(c.OpenFiles) > most {
+		n.log.WarnContext(ctx, "few open files are allowed: the cache keeps fewer open than it would",
+			"limit", limit.Cur, "kept", most, "configured", c.OpenFiles, "hint", "raise it with ulimit -n, or LimitNOFILE= of the service")
+		c.OpenFiles = int(most)
+	}
+	return c, nil
+}
+
+// explainCache says what to do about a cache directory that cannot be used.
+func explainCache(dir string, err error) error {
+	var hint string
+	switch {
+	case errors.Is(err, unix.EROFS):
+		hint = "the file system is mounted read-only: mount it read-write, or name another directory with --cache DIR:SIZE"
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		hint = "the file system is full: make room, or name another directory with --cache DIR:SIZE"
+	case errors.Is(err, fs.ErrPermission):
+		hint = "this user may not write there: change its owner, or name another directory with --cache DIR:SIZE"
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		hint = "too few open files are allowed: raise the limit with ulimit -n, or LimitNOFILE= of the service"
+	default:
+		return err
+	}
+	return errs.E(errs.KindOf(err), "open cache directory", dir, err).WithHint(hint)
 }

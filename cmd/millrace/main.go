@@ -12,7 +12,7 @@ import (
 
 func main() {
 	ctx, stop := daemon.Signals(context.Background(), os.Exit)
-	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	code := runAs(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }

@@ -59,7 +59,7 @@ func (a *app) mountCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&root, "path", "/", "what of the namespace is mounted")
-	f.StringVarP(&options, "options", "o", "", "mount options, separated by commas: allow_other, uid=, gid=, umask=, nonempty")
+	f.StringVarP(&options, "options", "o", "", "mount options, separated by commas: ro, allow_other, uid=, gid=, umask=, nonempty")
 	f.BoolVar(&background, "background", false, "return when it is mounted; umount ends it")
 	f.String("data-dir", "", "`DIR` of locks, addresses and logs")
 	f.String("http-listen", "", "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
@@ -126,7 +126,8 @@ func (a *app) mountInBackground(ctx context.Context, point, dir string) error {
 	}
 	defer func() { _ = r.Close() }()
 	//nolint:noctx // itself, with its own arguments, which outlives this process
-	child := exec.Command(exe, withoutBackground(os.Args[1:])...)
+	child := exec.Command(exe, withoutBackground(a.args)...)
+	child.Args[0] = "millrace" // not the name that this process may have been called by
 	child.Stdout, child.Stderr = logFile, logFile
 	child.ExtraFiles = []*os.File{w}
 	child.Env = append(os.Environ(), readyFDEnv+"=3")

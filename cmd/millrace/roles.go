@@ -105,7 +105,8 @@ func (n *node) startOps(ctx context.Context, role string, l net.Listener, reg *p
 	n.group.Start(ctx, role+" HTTP", ops.Run)
 }
 
-// waitReady asks a role until it is ready, ctx ends, or a role has ended.
+// waitReady asks a role until it is ready, ctx ends, a role has ended, or the
+// role says what waiting cannot mend.
 func (n *node) waitReady(ctx context.Context, what string, ready func() error) error {
 	ctx, release := n.group.Bound(ctx)
 	defer release()
@@ -115,8 +116,8 @@ func (n *node) waitReady(ctx context.Context, what string, ready func() error) e
 	defer tick.Stop()
 	for {
 		err := ready()
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errs.Invalid) {
+			return err
 		}
 		select {
 		case <-tick.C:
@@ -208,6 +209,10 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, errs.Wrap(err, "make data directory", c.DataDir)
 	}
+	cache, err := n.readyCache(ctx, c.Tiers[0])
+	if err != nil {
+		return nil, err
+	}
 	id, err := cacheworker.LoadIdentity(c.DataDir)
 	if err != nil {
 		return nil, err
@@ -220,7 +225,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	log := n.log.With("role", "worker")
 	// The store tells the worker, which is made with the store.
 	var worker atomic.Pointer[cacheworker.Worker]
-	store, err := tier.Open(c.Tiers[0], tier.Options{
+	store, err := tier.Open(cache, tier.Options{
 		ClusterID: id.ClusterID,
 		OnChange: func(b tier.BlockState) {
 			if w := worker.Load(); w != nil {
@@ -229,7 +234,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 		},
 	}, log, reg)
 	if err != nil {
-		return nil, err
+		return nil, explainCache(cache.Dir, err)
 	}
 	n.closers = append(n.closers, store.Close)
 	w, err := cacheworker.New(c.Config, cacheworker.Deps{

@@ -31,7 +31,7 @@ const (
 // run is the whole program: it runs the command that args name and returns the
 // exit status. Data goes to stdout, everything else to stderr.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ()}
+	a := &app{stdout: stdout, stderr: stderr, environ: os.Environ(), args: args}
 	root := a.root() //nolint:contextcheck // cobra carries it
 	root.SetArgs(args)
 	root.SetIn(stdin)
@@ -66,6 +66,7 @@ func usagef(format string, a ...any) error { return usageError{fmt.Errorf(format
 type app struct {
 	stdout, stderr io.Writer
 	environ        []string
+	args           []string // of the command line
 
 	output string // of --output
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"millrace": main})
+	testscript.Main(m, map[string]func(){"millrace": main, mountHelper: main})
 }
 
 // The scripts run the real program: `millrace` is this test binary, which

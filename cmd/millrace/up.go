@@ -179,7 +179,11 @@ func probe(ctx context.Context, uri string, options map[string]string) error {
 		break
 	}
 	if kind := errs.KindOf(err); kind != errs.Unknown {
-		err = errs.E(kind, "look at under-store", uri, fmt.Errorf("%w: %w", kind, err))
+		e := errs.E(kind, "look at under-store", uri, fmt.Errorf("%w: %w", kind, err))
+		if kind == errs.Timeout {
+			e = e.WithHint(fmt.Sprintf("nothing answered within %v: is the endpoint right, and can it be reached?", probeLimit))
+		}
+		err = e
 	}
 	return errors.Join(err, store.Close())
 }
@@ -215,7 +219,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 		return err
 	}
 	if p.mountPoint != "" {
-		if err := n.readyMountPoint(ctx, p.mountPoint, t); err != nil {
+		if err := n.readyMountPoint(ctx, p, t); err != nil {
 			return err
 		}
 	}
@@ -256,7 +260,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 	if err := n.waitReady(ctx, "worker", w.Ready); err != nil {
 		return err
 	}
-	if err := n.bind(ctx, p, spec.masters); err != nil {
+	if err := n.bind(ctx, p, spec.masters, w.Refresh); err != nil {
 		return err
 	}
 	shown := "-"
@@ -273,13 +277,16 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 
 // readyMountPoint makes the mount point if it is missing, and finds out now
 // what would fail only when everything else runs.
-func (n *node) readyMountPoint(ctx context.Context, point string, t *trail) error {
-	remove, err := makeMountPoint(point)
+func (n *node) readyMountPoint(ctx context.Context, p *plan, t *trail) error {
+	if err := p.apart(); err != nil {
+		return err
+	}
+	remove, err := makeMountPoint(p.mountPoint)
 	if err != nil {
 		return err
 	}
 	t.mountPoint = remove
-	m, err := fuse.New(n.settings.FUSE.Config, point, "/", nil, n.log, nil)
+	m, err := fuse.New(n.settings.FUSE.Config, p.mountPoint, "/", nil, n.log, nil)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"millrace/bench/rig"
 )
@@ -42,6 +43,10 @@ func randomReads(root string, objects map[string]int64, seed uint64, n int) erro
 		}
 		off := rng.Int64N(size)
 		p := buf[:1+rng.Int64N(min(size-off, longest))]
+		// The kernel gives up its pages of the file, or it would answer alone.
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			return fmt.Errorf("seed %d, read %d of %s: %w", seed, i, key, err)
+		}
 		if _, err := f.ReadAt(p, off); err != nil {
 			return fmt.Errorf("seed %d, read %d of %s at %d, %d bytes: %w", seed, i, key, off, len(p), err)
 		}

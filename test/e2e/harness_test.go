@@ -11,8 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -93,27 +93,30 @@ func (s *store) env() []string {
 	return append(s.S3.Env(), "AWS_ENDPOINT_URL="+s.proxy.Endpoint)
 }
 
+// cli runs commands of the tool against a cluster.
+type cli struct {
+	t       *testing.T
+	env     []string
+	masters string // empty: the default
+}
+
 // up is one `millrace up`, which may be killed and started again.
 type up struct {
-	t          *testing.T
+	cli
+	proc
+
 	uri        string
 	dataDir    string
 	mountPoint string // empty: not mounted
 	args       []string
-	env        []string
-
-	cmd     *exec.Cmd
-	ended   chan struct{} // closed when cmd has ended
-	exit    error         // how; read after ended
-	stderr  *bytes.Buffer
-	masters string
+	wrap       []string // a command that runs the program
 }
 
 // newUp describes an `up` on the store with directories of its own; start
 // runs it. mounted says whether there is a FUSE mount.
 func newUp(t *testing.T, s *store, mounted bool, args ...string) *up {
 	t.Helper()
-	u := &up{t: t, uri: s.URI(""), dataDir: filepath.Join(t.TempDir(), "data"), args: args, env: s.env()}
+	u := &up{cli: cli{t: t, env: s.env()}, uri: s.URI(""), dataDir: filepath.Join(t.TempDir(), "data"), args: args}
 	if mounted {
 		testenv.Require(t, testenv.Fuse, testenv.Root)
 		u.mountPoint = filepath.Join(t.TempDir(), "mnt")
@@ -138,28 +141,17 @@ func (u *up) start() {
 		args = append(args, u.mountPoint)
 	}
 	args = append(args, "--data-dir", u.dataDir, "--random-ports")
-	u.cmd = exec.CommandContext(context.WithoutCancel(u.t.Context()), binary, append(args, u.args...)...)
-	u.cmd.Env = append(os.Environ(), u.env...)
-	u.stderr = &bytes.Buffer{}
-	u.cmd.Stderr = u.stderr
+	args = append(append(append(slices.Clone(u.wrap), binary), args...), u.args...)
 	stdout, w, err := os.Pipe()
 	if err != nil {
 		u.t.Fatal(err)
 	}
 	defer stdout.Close()
-	u.cmd.Stdout = w
-	u.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = u.cmd.Start()
+	err = u.launch(args, u.env, w)
 	w.Close()
 	if err != nil {
 		u.t.Fatal(err)
 	}
-	u.ended = make(chan struct{})
-	go func(cmd *exec.Cmd, ended chan struct{}) {
-		u.exit = cmd.Wait()
-		close(ended)
-	}(u.cmd, u.ended)
-
 	if err := stdout.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		u.t.Fatal(err)
 	}
@@ -175,56 +167,36 @@ func (u *up) start() {
 // address returns one address of addresses.json.
 func (u *up) address(role, name string) string {
 	u.t.Helper()
-	b, err := os.ReadFile(filepath.Join(u.dataDir, "addresses.json"))
+	addr, err := addressOf(u.dataDir, role, name)
 	if err != nil {
 		u.t.Fatal(err)
 	}
+	return addr
+}
+
+// addressOf reads one address from the addresses.json of a data directory.
+func addressOf(dataDir, role, name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(dataDir, "addresses.json"))
+	if err != nil {
+		return "", err
+	}
 	var roles map[string]map[string]string
 	if err := json.Unmarshal(b, &roles); err != nil {
-		u.t.Fatal(err)
+		return "", err
 	}
 	for r, names := range roles {
 		if strings.HasPrefix(r, role) && names[name] != "" {
-			return names[name]
+			return names[name], nil
 		}
 	}
-	u.t.Fatalf("addresses.json has no %s address of a %s: %s", name, role, b)
-	return ""
-}
-
-func (u *up) running() bool {
-	if u.cmd == nil {
-		return false
-	}
-	select {
-	case <-u.ended:
-		return false
-	default:
-		return true
-	}
-}
-
-// kill ends the process as kill -9 does, and waits until it is gone.
-func (u *up) kill() {
-	if u.running() {
-		_ = u.cmd.Process.Kill()
-		<-u.ended
-	}
+	return "", fmt.Errorf("addresses.json has no %s address of a %s: %s", name, role, b)
 }
 
 // stop ends the process as Ctrl-C does, and requires that it ends cleanly.
 func (u *up) stop() {
 	u.t.Helper()
-	if err := u.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		u.t.Fatal(err)
-	}
-	select {
-	case <-u.ended:
-		if u.exit != nil {
-			u.t.Fatalf("up ended with %v after SIGTERM; its stderr:\n%s", u.exit, u.stderr)
-		}
-	case <-time.After(patience):
-		u.t.Fatalf("up did not end within %v of SIGTERM; its stderr:\n%s", patience, u.stderr)
+	if err := u.terminate(); err != nil {
+		u.t.Fatalf("up: %v", err)
 	}
 }
 
@@ -239,7 +211,7 @@ func (u *up) cleanup() {
 }
 
 // try runs `millrace args...` against the cluster.
-func (u *up) try(args ...string) (stdout string, err error) {
+func (u *cli) try(args ...string) (stdout string, err error) {
 	cmd := exec.CommandContext(u.t.Context(), binary, args...)
 	cmd.Env = append(os.Environ(), u.env...)
 	if u.masters != "" {
@@ -254,7 +226,7 @@ func (u *up) try(args ...string) (stdout string, err error) {
 }
 
 // run is try for commands that must succeed.
-func (u *up) run(args ...string) string {
+func (u *cli) run(args ...string) string {
 	u.t.Helper()
 	out, err := u.try(args...)
 	if err != nil {
@@ -264,7 +236,7 @@ func (u *up) run(args ...string) string {
 }
 
 // query runs a command with JSON output and decodes it into v.
-func (u *up) query(v any, args ...string) {
+func (u *cli) query(v any, args ...string) {
 	u.t.Helper()
 	out := u.run(append(args, "-o", "json")...)
 	if err := json.Unmarshal([]byte(out), v); err != nil {
@@ -313,13 +285,13 @@ type (
 	}
 )
 
-func (u *up) status() (s status) {
+func (u *cli) status() (s status) {
 	u.t.Helper()
 	u.query(&s, "status")
 	return s
 }
 
-func (u *up) cached() usage {
+func (u *cli) cached() usage {
 	u.t.Helper()
 	var d usage
 	u.query(&d, "du", "/", "--cached")
@@ -359,11 +331,15 @@ func (u *up) readAll(s *store) {
 }
 
 // compareFile reads a file to its end and compares it with the object's
-// content.
+// content. The kernel gives up its pages of the file before, or it would
+// answer alone.
 func compareFile(path, key string, size int64) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	got, err := io.ReadAll(f)
 	if err = errors.Join(err, f.Close()); err != nil {
