@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"syscall"
 	"time"
 
 	"millrace/block"
@@ -182,12 +184,16 @@ func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page
 		if run > page {
 			sent, err := r.send(h, page, run, e)
 			page += sent
-			if errors.Is(err, errs.Corrupt) && r.corrupt < corruptTries && !r.cachedOnly {
-				r.corrupt++ // the tier dropped the page: it is missing now
+			if err == nil {
+				r.corrupt = 0 // the bound is on one page's tries
 				continue
 			}
-			if err != nil {
+			if !dropped(err) || r.corrupt >= corruptTries || r.cachedOnly {
 				return page, err
+			}
+			r.corrupt++
+			if h.Has(page) { // for this handle alone: the whole file is gone
+				return page, errVanished
 			}
 			continue
 		}
@@ -212,6 +218,13 @@ func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page
 	return page, nil
 }
 
+// dropped reports whether the tier dropped a page that it was asked for, since
+// it is damaged: it is Corrupt to the reader who found it, and NotCached to
+// who comes next, which may be the same one.
+func dropped(err error) bool {
+	return errors.Is(err, errs.Corrupt) || errors.Is(err, errs.NotCached)
+}
+
 // direct answers with the bytes e from the under-store.
 func (r *reader) direct(ctx context.Context, e block.Extent) error {
 	if r.cachedOnly {
@@ -225,12 +238,17 @@ func (r *reader) direct(ctx context.Context, e block.Extent) error {
 func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, error) {
 	run := r.geo.PagesExtent(first, end).Intersect(e)
 	if file, base, ok := h.Section(run.Offset, run.Length); ok {
+		// Before the bytes go out: should the page be dropped meanwhile, its
+		// checksum is what tells the client.
+		var sums pageSums
+		sums.take(h, first, end)
 		if err := r.to.SendFile(file, base, run.Length); err != nil {
+			if errors.Is(err, syscall.EIO) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				r.probe(h, first, end)
+			}
 			return 0, err
 		}
-		for page := first; page < end; page++ {
-			r.checksum(h, page)
-		}
+		sums.tell(r.to, first)
 		return end - first, nil
 	}
 	// A part that may be punched, or a page that was not verified since the
@@ -241,19 +259,54 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 	}
 	defer pageBuffers.Put(buf)
 	part := r.geo.Page(first).Intersect(e)
+	var sums pageSums
+	sums.take(h, first, first+1)
 	if _, err := h.ReadAt(buf[:part.Length], part.Offset); err != nil {
 		return 0, err
 	}
 	if err := r.to.Write(buf[:part.Length]); err != nil {
 		return 0, err
 	}
-	r.checksum(h, first)
+	sums.tell(r.to, first)
 	return 1, nil
 }
 
-func (r *reader) checksum(h *tier.Handle, page int64) {
-	if crc, ok := h.PageCRC(page); ok {
-		r.to.PageCRC(page, crc)
+// probe reads pages that could not be sent, so that the tier drops those that
+// the disk does not give any more: the next read fetches them.
+func (r *reader) probe(h *tier.Handle, first, end int64) {
+	buf, ok := pageBuffers.Get().(*[block.PageSize]byte)
+	if !ok {
+		return
+	}
+	defer pageBuffers.Put(buf)
+	for page := first; page < end; page++ {
+		e := r.geo.Page(page)
+		_, _ = h.ReadAt(buf[:e.Length], e.Offset) // for what it does to the page
+	}
+}
+
+// pageSums are the checksums of the pages of one send, taken before it.
+type pageSums struct {
+	crcs [pieceSize/block.PageSize + 1]uint32
+	n    int
+}
+
+// take notes the checksums of the pages [first, end), of which all that are
+// present in a row count.
+func (s *pageSums) take(h *tier.Handle, first, end int64) {
+	for page := first; page < end; page++ {
+		crc, ok := h.PageCRC(page)
+		if !ok {
+			return
+		}
+		s.crcs[s.n] = crc
+		s.n++
+	}
+}
+
+func (s *pageSums) tell(to blockio.Responder, first int64) {
+	for i, crc := range s.crcs[:s.n] {
+		to.PageCRC(first+int64(i), crc)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -440,21 +441,55 @@ func TestNoRoomIsServedAndNotKept(t *testing.T) {
 }
 
 func TestCorruptPageIsRepaired(t *testing.T) {
+	for name, tc := range map[string]struct{ size, at int64 }{
+		"within a run":       {3 * mib, mib},
+		"the first of a run": {3 * mib, 0},
+		"the last":           {3 * mib, 3*mib - 100},
+		"a file of one page": {1000, 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first := newRig(t, rigOptions{})
+			tk := first.store.put("f", "v1", tc.size)
+			first.mustRead(tk, tk.Geometry().Whole())
+			first.stop()
+			damage(t, first.dir, first.store.data("f")[tc.at:tc.at+64])
+
+			r := newRig(t, rigOptions{old: first})
+			r.store.fetched()
+			r.mustRead(tk, tk.Geometry().Whole())
+			r.fetched(1, tk.Geometry().Page(tc.at/block.PageSize).Length)
+			if n := r.tier.Stats().ChecksumErrors; n != 1 {
+				t.Errorf("%d checksum errors were counted", n)
+			}
+			r.mustRead(tk, tk.Geometry().Whole())
+			r.fetched(0, 0)
+		})
+	}
+}
+
+// A backing file that somebody removed costs a fetch, not a read.
+func TestRemovedBackingFileIsFetchedAgain(t *testing.T) {
 	first := newRig(t, rigOptions{})
 	tk := first.store.put("f", "v1", 3*mib)
 	first.mustRead(tk, tk.Geometry().Whole())
 	first.stop()
-	damage(t, first.dir, first.store.data("f")[mib:mib+64])
-
 	r := newRig(t, rigOptions{old: first})
 	r.store.fetched()
+	if err := filepath.WalkDir(filepath.Join(first.dir), func(name string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || !strings.Contains(name, "/data/") {
+			return err
+		}
+		return os.Remove(name)
+	}); err != nil {
+		t.Fatal(err)
+	}
 	r.mustRead(tk, tk.Geometry().Whole())
-	r.fetched(1, block.PageSize)
 	if n := r.tier.Stats().ChecksumErrors; n != 1 {
 		t.Errorf("%d checksum errors were counted", n)
 	}
-	r.mustRead(tk, tk.Geometry().Whole())
-	r.fetched(0, 0)
+	if _, n := r.store.fetched(); n != 3*mib {
+		t.Errorf("%d bytes were fetched, want all", n)
+	}
 }
 
 // damage changes the bytes in whatever file below dir holds them.

@@ -70,7 +70,7 @@ func (c *Client) OpenEntry(ctx context.Context, e *Entry) (*File, error) {
 	if c.closed.Load() {
 		return nil, errs.E(errs.Invalid, "open", e.Path, fs.ErrClosed)
 	}
-	if e.Ticket == nil || expired(e.Ticket, time.Now()) {
+	if e.Ticket == nil || expired(e.Ticket, time.Now()) || c.doubted.Contains(e.Path) {
 		fresh, err := c.Stat(ctx, e.Path, StatOptions{WithTicket: true})
 		switch {
 		case err != nil:

@@ -205,7 +205,6 @@ func (f *fsys) ReadDir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.Di
 }
 
 func (f *fsys) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
-	now := time.Now()
 	return f.readDir(cancel, in, func(de gofuse.DirEntry, l listed) bool {
 		entry := out.AddDirLookupEntry(de)
 		if entry == nil {
@@ -215,7 +214,7 @@ func (f *fsys) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofus
 			if f.table.len() >= f.listedNodes {
 				return true // with no node either: it is looked up when it is used
 			}
-			f.fillEntry(entry, f.table.refer(l.entry, l.asked), l.entry.ValidUntil.Sub(now))
+			f.fillEntry(entry, f.table.refer(l.entry, l.asked), time.Until(l.entry.ValidUntil))
 			out.FixMode(entry.Mode)
 		}
 		return true

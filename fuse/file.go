@@ -69,7 +69,7 @@ func (f *fsys) current(ctx context.Context, n *node) (*client.Entry, gofuse.Stat
 			return a.entry, gofuse.OK
 		}
 	}
-	e, err := f.stat(ctx, n.path, now, client.StatOptions{WithTicket: true})
+	e, err := f.confirm(ctx, n.path, now, a.entry)
 	switch kind := errs.KindOf(err); {
 	case err == nil:
 	case kind == errs.NotFound:

@@ -2,7 +2,9 @@ package fuse
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,6 +24,9 @@ const (
 
 	// attrTimeout is for attributes that never change for a node's life.
 	attrTimeout = time.Hour
+	// knownPatience is how long the masters are asked about a name that can go
+	// on without them.
+	knownPatience = 3 * time.Second
 	// openGrace lets the OPEN that follows a LOOKUP rely on its answer, when
 	// answers may not be kept (freshness "always").
 	openGrace = time.Second
@@ -44,6 +49,9 @@ type fsys struct {
 	entries *entryCache
 	// listedNodes is how many nodes there may be for listings to make more.
 	listedNodes int
+	// silentUntil is until when the masters are taken to be silent, for names
+	// that can go on without them; Unix time in ns.
+	silentUntil atomic.Int64
 
 	req     *requests
 	files   handles[*openFile]
@@ -111,7 +119,7 @@ func (f *fsys) Lookup(cancel <-chan struct{}, header *gofuse.InHeader, name stri
 	}
 	ctx := f.req.context(cancel, header.Pid)
 	defer ctx.end()
-	e, err := f.stat(ctx, path, now, client.StatOptions{WithTicket: true})
+	e, err := f.confirm(ctx, path, now, a.entry)
 	if err != nil {
 		return f.lookupFailed(path, a.entry, err, out)
 	}
@@ -127,6 +135,26 @@ func (f *fsys) stat(ctx context.Context, path string, now time.Time, o client.St
 		f.entries.put(e, now, nil)
 	case errs.KindOf(err) == errs.NotFound:
 		f.entries.putAbsent(path, now, client.NotFoundUntil(err))
+	}
+	return e, err
+}
+
+// confirm is stat for a path of which known, if not nil, was said before. A
+// name that can go on without the masters does not wait for them as long as
+// others do, and while they are silent only one question in that time is sent.
+func (f *fsys) confirm(ctx context.Context, path string, now time.Time, known *client.Entry) (*client.Entry, error) {
+	o := client.StatOptions{WithTicket: true}
+	if !outlives(errs.Unavailable, known) {
+		return f.stat(ctx, path, now, o)
+	}
+	if now.UnixNano() < f.silentUntil.Load() {
+		return nil, errs.E(errs.Unavailable, "stat", path, errors.New("the masters were silent a moment ago"))
+	}
+	bound, cancel := context.WithTimeout(ctx, knownPatience)
+	defer cancel()
+	e, err := f.stat(bound, path, now, o)
+	if err != nil && ctx.Err() == nil && outlives(errs.KindOf(err), known) {
+		f.silentUntil.Store(time.Now().Add(knownPatience).UnixNano())
 	}
 	return e, err
 }

@@ -124,7 +124,7 @@ func canonical(mountPoint string) (string, error) {
 		return "", err
 	}
 	point = filepath.Join(dir, filepath.Base(point))
-	if info, err := os.Lstat(point); err == nil && info.Mode()&os.ModeSymlink != 0 {
+	if _, err := os.Readlink(point); err == nil { // which, unlike lstat, asks no mount
 		return filepath.EvalSymlinks(point)
 	}
 	return point, nil

@@ -247,8 +247,9 @@ func (h *Handle) ready(e block.Extent) (f *openFile, checked bool, err error) {
 		return f, checked, nil
 	}
 	if errors.Is(err, fs.ErrNotExist) { // somebody removed the backing file
-		h.s.stats.checksumErrors.Add(1)
-		h.d.detach(p, false)
+		if h.d.detach(p, false) > 0 {
+			h.s.stats.checksumErrors.Add(1)
+		}
 		return nil, false, errs.E(errs.Corrupt, "read", p.path(), err)
 	}
 	return nil, false, h.d.wrap("read", p, err)
@@ -383,7 +384,9 @@ func (d *dir) dropPage(p *part, u *unit, page int64) {
 	if !dead {
 		d.store.cachedBytes.Add(-g.Page(page).Length)
 	}
-	if p.file == nil || !d.punchPage(p.file, g, page) {
+	// Whoever else has it pinned may be reading or sending it, and must not
+	// see zeros.
+	if p.file == nil || u.pins.Load() > 1 || !d.punchPage(p.file, g, page) {
 		return // the room stays charged until the next start
 	}
 	cost := d.pageCost(g, page)

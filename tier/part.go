@@ -14,11 +14,12 @@ const wholeLimit int64 = 64 << 20
 
 // Bits of unit.state.
 const (
-	unitVisited  uint32 = 1 << iota // hit since the policy last looked
-	unitQueued                      // known to the policy; changed under the policy's lock
-	unitPresent                     // single-page unit: the page is there; changed under part.mu
-	unitVerified                    // single-page unit: the page was checked in this run; changed under part.mu
-	unitCharged                     // the unit's overhead is in the ledger; changed under part.mu
+	unitVisited    uint32 = 1 << iota // hit since the policy last looked
+	unitQueued                        // known to the policy; changed under the policy's lock
+	unitPresent                       // single-page unit: the page is there; changed under part.mu
+	unitVerified                      // single-page unit: the page was checked in this run; changed under part.mu
+	unitCharged                       // the unit's overhead is in the ledger; changed under part.mu
+	unitSuperseded                    // whole part: it is on the list of older versions
 )
 
 // unit is what is evicted at once: a whole part, or one block of a large one.

@@ -32,7 +32,7 @@ func (x *pathIndex) add(p *part) (superseded []*part) {
 		if q.mountID != p.mountID || q.path() != p.path() {
 			return false
 		}
-		if q.id != p.id {
+		if q.id != p.id && q.state.Or(unitSuperseded)&unitSuperseded == 0 {
 			superseded = append(superseded, q)
 		}
 		return true

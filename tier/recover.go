@@ -497,6 +497,9 @@ func (r *recovery) settle() error {
 		sorted = append(sorted, p)
 	}
 	d.superseded = d.store.paths.load(sorted)
+	for _, p := range d.superseded {
+		p.state.Or(unitSuperseded)
+	}
 	return nil
 }
 

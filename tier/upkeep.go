@@ -118,7 +118,7 @@ func (d *dir) rotate() error {
 	d.gate.Unlock()
 
 	d.indexMu.Lock()
-	d.indexFiles[segmentName(d.index.dir, seq)] = chunk
+	d.indexFiles[segmentName(d.index.dir, seq)] += chunk // it may have been extended by now
 	d.indexMu.Unlock()
 	if old == nil {
 		return nil

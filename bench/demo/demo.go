@@ -84,8 +84,8 @@ func (d *demo) show(ctx context.Context, binary string) (err error) {
 	if why != "" {
 		say("No FUSE mount here: %s. The files are read by the Go SDK instead.\n", why)
 	}
-	if os.Geteuid() != 0 {
-		say("Not root: the kernel's caches cannot be dropped, so local disk and warm reads may come from them.\n")
+	if err := d.drop(); err != nil {
+		say("The kernel's caches cannot be dropped (%v), so local disk and warm reads may come from them.\n", err)
 		d.drop = func() error { return nil }
 	}
 	cluster, err := rig.StartCluster(ctx, rig.ClusterConfig{

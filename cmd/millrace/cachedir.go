@@ -134,6 +134,42 @@ func (p *plan) apart() error {
 	return nil
 }
 
+// outside refuses what would make a local under-store contain its own cache or
+// its own mount: the one would be cached in itself, the other never end.
+func (p *plan) outside() error {
+	dir, local := strings.CutPrefix(p.uri, "file://")
+	if !local {
+		return nil
+	}
+	root, err := resolve(filepath.Clean("/" + dir))
+	if err != nil {
+		return err
+	}
+	inside := []string{p.dataDir}
+	for _, c := range p.caches {
+		inside = append(inside, c.Dir)
+	}
+	for i, dir := range inside {
+		if inside[i], err = resolve(dir); err != nil {
+			return err
+		}
+	}
+	if p.mountPoint != "" {
+		point, err := resolveMountPoint(p.mountPoint)
+		if err != nil {
+			return err
+		}
+		inside = append(inside, point)
+	}
+	for _, dir := range inside {
+		if root == "/" || dir == root || strings.HasPrefix(dir, root+"/") {
+			return errs.E(errs.Invalid, "use directory", dir, fmt.Errorf("it is inside the under-store %s", p.uri)).
+				WithHint("choose another one with --data-dir or --cache, or another mount point")
+		}
+	}
+	return nil
+}
+
 // resolveMountPoint is resolve that never asks what is mounted there, which
 // may be dead.
 func resolveMountPoint(point string) (string, error) {

@@ -64,13 +64,18 @@ func (g *getter) get(ctx context.Context, s *session, src, dst string) error {
 	if fi, err := os.Stat(dst); err == nil && fi.IsDir() && src != "/" {
 		dst = filepath.Join(dst, path.Base(src))
 	}
+	if !e.Dir {
+		if err := replaceable(dst); err != nil {
+			return err
+		}
+	}
 	p := g.progress("get " + src)
 	if e.Dir {
 		err = g.tree(ctx, s, src, dst, p)
 	} else {
 		g.totalFiles.Add(1)
 		g.totalBytes.Add(e.Size)
-		err = g.file(ctx, s, e, dst, func() { g.show(p, false) })
+		err = g.fresh(ctx, s, e, dst, func() { g.show(p, false) })
 	}
 	g.show(p, true)
 	p.end()
@@ -78,6 +83,17 @@ func (g *getter) get(ctx context.Context, s *session, src, dst string) error {
 		_, err = fmt.Fprintf(g.stderr, "copied %s, %s\n", plural(g.files.Load(), "file", "files"), sizeText(g.bytes.Load()))
 	}
 	return err
+}
+
+// replaceable refuses a destination that a rename would take away from all who
+// use it: a device, a pipe, a socket, a link.
+func replaceable(dst string) error {
+	fi, err := os.Lstat(dst)
+	if err != nil || fi.Mode().IsRegular() || fi.IsDir() {
+		return nil //nolint:nilerr // what is not there can be made, or making it says why not
+	}
+	return errs.E(errs.Invalid, "get", dst, errors.New("the destination is there and is no regular file")).
+		WithHint("write to devices and pipes with `millrace cat`")
 }
 
 func (g *getter) show(p progress, final bool) {
@@ -112,7 +128,7 @@ func (g *getter) tree(ctx context.Context, s *session, src, dst string, p progre
 			if err := os.MkdirAll(filepath.Dir(to), 0o777); err != nil { //nolint:gosec // the user's umask decides
 				return errs.Wrap(err, "make directory", filepath.Dir(to))
 			}
-			return g.file(ctx, s, e, to, func() { g.show(p, false) })
+			return g.fresh(ctx, s, e, to, func() { g.show(p, false) })
 		})
 	}
 	err := group.Wait()
@@ -120,6 +136,21 @@ func (g *getter) tree(ctx context.Context, s *session, src, dst string, p progre
 		return err // the cause of whatever the listing says
 	}
 	return listing
+}
+
+// fresh copies a file, and once more if the version that the master named is
+// gone: its answer may be older than the change.
+func (g *getter) fresh(ctx context.Context, s *session, e *client.Entry, dst string, step func()) error {
+	err := g.file(ctx, s, e, dst, step)
+	if !errors.Is(err, errs.Stale) {
+		return err
+	}
+	now, again := s.Stat(ctx, e.Path, client.StatOptions{WithTicket: true}) // the SDK has it looked at
+	if again != nil || now.Dir || now.FileID == e.FileID {
+		return err
+	}
+	g.totalBytes.Add(now.Size - e.Size)
+	return g.file(ctx, s, now, dst, step)
 }
 
 // file copies one file to a temporary name beside dst and renames it.
@@ -132,7 +163,9 @@ func (g *getter) file(ctx context.Context, s *session, e *client.Entry, dst stri
 	if err != nil {
 		return errors.Join(errs.Wrap(err, "create a file in", filepath.Dir(dst)), f.Close())
 	}
+	var copied int64
 	err = copyRange(ctx, tmp, f, 0, f.Size(), func(n int64) {
+		copied += n
 		g.bytes.Add(n)
 		step()
 	})
@@ -146,6 +179,7 @@ func (g *getter) file(ctx context.Context, s *session, e *client.Entry, dst stri
 		}
 	}
 	if err != nil {
+		g.bytes.Add(-copied)
 		return errors.Join(errs.Wrap(err, "get", e.Path), os.Remove(tmp.Name()))
 	}
 	g.files.Add(1)

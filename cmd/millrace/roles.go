@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -42,6 +44,9 @@ type node struct {
 }
 
 func newNode(s *Settings, log *slog.Logger) *node {
+	// A log that nobody reads any more must not end a daemon on the spot: its
+	// mount would stay behind, dead.
+	signal.Ignore(syscall.SIGPIPE)
 	return &node{log: log, settings: s, addresses: daemon.Addresses{}, group: daemon.NewGroup(log)}
 }
 

@@ -197,6 +197,9 @@ func (a *app) up(ctx context.Context, s *Settings, p *plan) error {
 	if err := p.fits(known); err != nil {
 		return err
 	}
+	if err := p.outside(); err != nil {
+		return err
+	}
 	if err := probe(ctx, p.uri, p.effectiveOptions(known)); err != nil {
 		return err
 	}

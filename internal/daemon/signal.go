@@ -14,7 +14,7 @@ type SignalError struct{ Signal os.Signal }
 // Error names the signal.
 func (e SignalError) Error() string { return fmt.Sprintf("stopped by signal: %s", e.Signal) }
 
-// Signals returns a context that ends at the first SIGTERM or SIGINT, with a
+// Signals returns a context that ends at the first SIGTERM, SIGINT or SIGHUP, with a
 // SignalError as its cause. A second one calls exit with 128 plus the
 // signal's number: whoever sends two does not want to wait. The returned
 // function ends the watching and must be called.
@@ -22,6 +22,9 @@ func Signals(ctx context.Context, exit func(int)) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ch := make(chan os.Signal, 2)
 	signal.Notify(ch, syscall.SIGTERM, syscall.SIGINT)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signal.Notify(ch, syscall.SIGHUP)
+	}
 	quit, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
