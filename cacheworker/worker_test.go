@@ -475,7 +475,7 @@ func TestRemovedBackingFileIsFetchedAgain(t *testing.T) {
 	first.stop()
 	r := newRig(t, rigOptions{old: first})
 	r.store.fetched()
-	if err := filepath.WalkDir(filepath.Join(first.dir), func(name string, d os.DirEntry, err error) error {
+	if err := filepath.WalkDir(first.dir, func(name string, d os.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() || !strings.Contains(name, "/data/") {
 			return err
 		}
