@@ -212,7 +212,7 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 	key := block.Key{File: f.entry.FileID, Index: uint32(f.entry.geometry().BlockOf(off))}
 	t := f.ticket.Load()
 	m, _ := f.c.members.now()
-	var first error
+	var first, said error
 	if m != nil && !nearsEnd(t, time.Now()) {
 		if w := f.route(m, key); w != nil && !f.c.workers.doubtful(w.id) {
 			if first = f.try(ctx, until, w, t, p, off, m.placement.Epoch); first == nil {
@@ -221,6 +221,7 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 			if ctx.Err() == nil && !failover(first) && !refused(first, t) {
 				return first
 			}
+			said = errs.Wrap(first, "from worker", string(w.id))
 		}
 	}
 	budget, cancel := context.WithDeadline(ctx, until)
@@ -229,9 +230,9 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 		if f.renewRefused(budget, t) == nil {
 			return first
 		}
-		return f.readSlowly(budget, until, key, p, off, true)
+		return f.readSlowly(budget, until, key, p, off, true, said)
 	}
-	return f.readSlowly(budget, until, key, p, off, false)
+	return f.readSlowly(budget, until, key, p, off, false, said)
 }
 
 // route is where the reads of a block go first.
@@ -263,11 +264,11 @@ func refused(err error, t *block.Ticket) bool {
 }
 
 // readSlowly tries the owners of a block in turn until one serves it or ctx
-// ends. A ticket that is refused is renewed once, unless it just was.
-func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p []byte, off int64, renewed bool) error {
+// ends. A ticket that is refused is renewed once, unless it just was. last is
+// what an attempt before said; nil if there was none.
+func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p []byte, off int64, renewed bool, last error) error {
 	c := f.c
 	var wait pause
-	var last error
 	for {
 		t, err := f.validTicket(ctx)
 		if err != nil {
@@ -297,10 +298,11 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 			case ctx.Err() == nil && !failover(err):
 				return err
 			}
-			if ctx.Err() == nil || last == nil { // the end of the time says less than a failure before it
+			over := ctx.Err() != nil || !time.Now().Before(until)
+			if !over || last == nil { // the end of the time says less than a failure before it
 				last = errs.Wrap(err, "from worker", string(w.id))
 			}
-			if ctx.Err() != nil {
+			if over {
 				break
 			}
 		}
@@ -339,13 +341,14 @@ func spent(ctx context.Context, last error) error {
 }
 
 func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+	whole := false // the attempt has all of ReadTimeout
 	if latest := time.Now().Add(f.c.cfg.ReadTimeout.Std()); latest.Before(until) {
-		until = latest
+		until, whole = latest, true
 	}
 	a := f.c.attempts.begin(ctx, until)
 	defer a.end()
 	err := f.c.workers.readAt(a, w, t, p, off, epoch) //nolint:contextcheck // a is made of ctx
-	if err != nil && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
+	if err != nil && whole && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
 		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", f.c.cfg.ReadTimeout, err)).
 			WithHint("is the under-store slow, or out of the worker's reach?")
 	}

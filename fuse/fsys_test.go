@@ -168,6 +168,10 @@ func TestKnownFilesOutliveTheMasters(t *testing.T) {
 	if _, st := f.lookup(t, rootID, "unknown"); st != gofuse.EIO {
 		t.Error(st)
 	}
+	if f.silentUntil.Load() == 0 {
+		t.Error("each name waits for the silent masters by itself")
+	}
+	f.silentUntil.Store(0)
 	// Freshness "always" promises that every open sees the newest version.
 	c.fail(nil)
 	c.valid = 0
