@@ -8,6 +8,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// version is set by the linker; see the Makefile's build.
+var version string
+
 // buildInfo says what the binary was built from.
 type buildInfo struct {
 	Version  string `json:"version"`
@@ -24,6 +27,9 @@ func build() buildInfo {
 	}
 	if v := info.Main.Version; v != "" && v != "(devel)" {
 		b.Version = v
+	}
+	if version != "" {
+		b.Version = version
 	}
 	for _, s := range info.Settings {
 		switch s.Key {
