@@ -17,25 +17,17 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"millrace/bench/rig"
 )
 
 // settle bounds the return to rest at the end.
 const settle = 90 * time.Second
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, "soak:", err)
-		stop()
-		os.Exit(1) //nolint:gocritic // stop has run
-	}
-}
+func main() { os.Exit(rig.Main("soak", run)) }
 
 func run(ctx context.Context, args []string) (err error) {
 	f := flag.NewFlagSet("soak", flag.ContinueOnError)
