@@ -197,17 +197,29 @@ func (n *node) readyCache(ctx context.Context, c tier.Config) (tier.Config, erro
 		return c, errs.E(errs.Invalid, "use cache directory", c.Dir, fmt.Errorf("it is below the mount of Millrace on %s", place.MountPoint)).
 			WithHint("choose a directory on a local disk")
 	}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return c, errs.Wrap(err, "ask for the limit of open files", "")
+	limit, err := openFilesLimit()
+	if err != nil {
+		return c, err
 	}
 	// Connections, readers and the index need the other half.
-	if most := max(limit.Cur/2, 1); uint64(c.OpenFiles) > most {
+	if most := limit / 2; uint64(c.OpenFiles) > most {
 		n.log.WarnContext(ctx, "few open files are allowed: the cache keeps fewer open than it would",
-			"limit", limit.Cur, "kept", most, "configured", c.OpenFiles, "hint", "raise it with ulimit -n, or LimitNOFILE= of the service")
+			"limit", limit, "kept", most, "configured", c.OpenFiles, "hint", moreFiles)
 		c.OpenFiles = int(most)
 	}
 	return c, nil
+}
+
+// moreFiles is what to do when too few files may be open.
+const moreFiles = "raise the limit with ulimit -n, or LimitNOFILE= of the service"
+
+// openFilesLimit returns how many files this process may have open.
+func openFilesLimit() (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, errs.Wrap(err, "ask for the limit of open files", "")
+	}
+	return limit.Cur, nil
 }
 
 // explainCache says what to do about a cache directory that cannot be used.
@@ -221,7 +233,7 @@ func explainCache(dir string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		hint = "this user may not write there: change its owner, or name another directory with --cache DIR:SIZE"
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		hint = "too few open files are allowed: raise the limit with ulimit -n, or LimitNOFILE= of the service"
+		hint = "too few open files are allowed: " + moreFiles
 	default:
 		return err
 	}

@@ -16,7 +16,11 @@ func (a *app) masterCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return runMaster(cmd.Context(), newNode(s, a.logger(s)))
+			n, err := newNode(s, a.logger(s))
+			if err != nil {
+				return err
+			}
+			return runMaster(cmd.Context(), n)
 		},
 	}
 	f := c.Flags()

@@ -53,7 +53,10 @@ func (a *app) mountCommand() *cobra.Command {
 			if background {
 				return a.mountInBackground(cmd.Context(), point, dir)
 			}
-			n := newNode(s, a.logger(s))
+			n, err := newNode(s, a.logger(s))
+			if err != nil {
+				return err
+			}
 			return a.runMount(cmd.Context(), n, dir, mountSpec{point: point, root: cleanPath(root), masters: s.Cluster.Masters})
 		},
 	}

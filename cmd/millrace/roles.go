@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"millrace/cachemaster"
 	"millrace/cacheworker"
@@ -43,11 +44,23 @@ type node struct {
 	closers   []func() error // in the order of opening; closed in the reverse
 }
 
-func newNode(s *Settings, log *slog.Logger) *node {
+// leastFiles is how many files a process of Millrace must be able to open: with
+// fewer it may start, and then stand without a connection or a log.
+const leastFiles = 64
+
+func newNode(s *Settings, log *slog.Logger) (*node, error) {
+	limit, err := openFilesLimit()
+	if err != nil {
+		return nil, err
+	}
+	if limit < leastFiles {
+		return nil, errs.E(errs.Invalid, "start", "millrace",
+			fmt.Errorf("%w: this process may open %d, at least %d are needed", unix.EMFILE, limit, leastFiles)).WithHint(moreFiles)
+	}
 	// A log that nobody reads any more must not end a daemon on the spot: its
 	// mount would stay behind, dead.
 	signal.Ignore(syscall.SIGPIPE)
-	return &node{log: log, settings: s, addresses: daemon.Addresses{}, group: daemon.NewGroup(log)}
+	return &node{log: log, settings: s, addresses: daemon.Addresses{}, group: daemon.NewGroup(log)}, nil
 }
 
 // listen opens a listener of a role and enters its address.

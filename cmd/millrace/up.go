@@ -190,6 +190,10 @@ func probe(ctx context.Context, uri string, options map[string]string) error {
 
 // up runs all roles until it is told to stop.
 func (a *app) up(ctx context.Context, s *Settings, p *plan) error {
+	n, err := newNode(s, a.logger(s))
+	if err != nil {
+		return err
+	}
 	known, err := readBinding(p.dataDir)
 	if err != nil {
 		return err
@@ -209,7 +213,6 @@ func (a *app) up(ctx context.Context, s *Settings, p *plan) error {
 	if err := t.begin(p.dataDir); err != nil {
 		return err
 	}
-	n := newNode(s, a.logger(s))
 	if err := a.startUp(ctx, n, p, t); err != nil {
 		return errors.Join(n.fail(ctx, err), t.undo())
 	}

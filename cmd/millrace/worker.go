@@ -27,7 +27,11 @@ func (a *app) workerCommand() *cobra.Command {
 			if s.Worker.Tiers, err = cacheTiers(caches, s.Worker.Tiers); err != nil {
 				return err
 			}
-			return runWorker(cmd.Context(), newNode(s, a.logger(s)))
+			n, err := newNode(s, a.logger(s))
+			if err != nil {
+				return err
+			}
+			return runWorker(cmd.Context(), n)
 		},
 	}
 	f := c.Flags()

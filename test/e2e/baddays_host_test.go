@@ -157,5 +157,8 @@ func TestNoFileDescriptors(t *testing.T) {
 	if err == nil {
 		t.Fatal("up succeeded with 20 file descriptors")
 	}
-	says(t, errors.New(string(out)), unix.EMFILE.Error())
+	says(t, errors.New(string(out)), unix.EMFILE.Error(), "may open 20", "ulimit -n")
+	if _, err := os.Stat(u.dataDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the data directory of an up that failed: %v, want none", err)
+	}
 }
