@@ -131,6 +131,8 @@ type Options struct {
 	// told twice. It must be fast, and may call Store.Cached, Usage and
 	// Blocks, but nothing that fills or drops. It is not called by Open.
 	OnChange func(BlockState)
+	// Moves bounds the moves between tiers; the zero value is DefaultMoves.
+	Moves MoveConfig
 	// BootID is this boot of the machine; the zero value reads the kernel's.
 	BootID [16]byte
 }
@@ -204,6 +206,11 @@ type Stats struct {
 	EvictedFiles   int64
 	ChecksumErrors int64 // pages that did not match their checksum, or could not be read
 	NoSpace        int64 // reservations refused
+	PromotedFiles  int64 // moved into a faster tier
+	PromotedBytes  int64
+	DemotedFiles   int64 // moved into a slower tier, in place of being evicted
+	DemotedBytes   int64
+	MovesDropped   int64 // promotions not done because too many were waiting
 	IOErrors       int64 // failed operations on the disk
 	CachedBytes    int64 // now
 	CachedFiles    int64 // now

@@ -38,6 +38,7 @@ type dir struct {
 	log   *slog.Logger
 	store *Store
 	num   uint8 // in Store.dirs
+	slow  bool  // there is a faster tier
 
 	root  string
 	block int64 // of the file system, in bytes
@@ -70,7 +71,8 @@ type dir struct {
 
 	heldMu     sync.Mutex
 	held       []heldFile
-	superseded []*part // older versions, first victims; may be dead by now
+	superseded []*part                   // older versions, first victims; may be dead by now
+	copies     map[block.FileID]struct{} // that movers make; their names are taken
 	heldNames  atomic.Uint64
 }
 
@@ -92,6 +94,7 @@ func openDir(cfg Config, num uint8, s *Store) (_ *dir, err error) {
 		log:        s.log.With(slog.String("dir", cfg.Dir)),
 		files:      fileCache{limit: cfg.OpenFiles},
 		indexFiles: map[string]int64{},
+		copies:     map[block.FileID]struct{}{},
 		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
 	}
 	if err := d.fs.MkdirAll(d.root, 0o700); err != nil {

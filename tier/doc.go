@@ -14,6 +14,14 @@
 // unless there is nothing but memory. From then on all pages of the file go
 // to that directory.
 //
+// A file in a slower tier that is read often from its start is queued for a
+// faster one, and movers, which Run owns, copy it there (move.go). They make
+// room by moving what the policy names down to a tier that has room, and by
+// giving it up where there is none; nobody who reads or fills waits for a
+// move. A copy is a part of its own that nobody finds until it is whole: then
+// it takes the old one's place in the maps, and the old one goes the way of a
+// dropped part, so that handles which have it read on.
+//
 // The life of a page: a Handle pins the range that somebody reads, so that
 // nothing of it is evicted; Reserve charges the ledger for what is absent,
 // evicting others if it must; Fill writes the page, then its index record,
@@ -36,12 +44,15 @@
 //     page that failed its checksum is punched without it: it was never
 //     given out.
 //   - A part is in no directory until its first fill, and in the same one ever
-//     after. A file that is found in two directories at the start keeps the
+//     after; a move makes another part. A file that is found in two directories at the start keeps the
 //     copy with more pages, in the faster one if they are equal.
 //   - A name in data/ is taken away before its part leaves the maps, so that
 //     no new part of the same file can meet the old file.
+//   - A page is compared with its checksum when a mover copies it, and one
+//     that differs is not copied.
 //   - Locks are taken in this order: upkeepMu, roomMu, dir.gate, part.mu,
-//     then at most one leaf lock. The hit path takes a shard of the map for
+//     then at most one leaf lock. A mover takes the locks of two parts, the
+//     old one's before the copy's. The hit path takes a shard of the map for
 //     reading and the part's lock.
 //
 // A cached file of one page costs about 200 bytes of memory and its path and

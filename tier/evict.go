@@ -68,6 +68,13 @@ func (d *dir) evictNext() (done, found bool) {
 	return d.evict(u), true
 }
 
+// supersede puts a part of this directory on the list of older versions.
+func (d *dir) supersede(p *part) {
+	d.heldMu.Lock()
+	d.superseded = append(d.superseded, p)
+	d.heldMu.Unlock()
+}
+
 // nextSuperseded takes the next older version that nobody uses off the list.
 // Only the goroutine that evicts calls it.
 func (d *dir) nextSuperseded() (idle *part) {

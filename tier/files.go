@@ -136,7 +136,8 @@ func (d *dir) keepOpen(p *part, f vfs.File) *openFile {
 }
 
 // createPart makes the backing file, sparse and of the file's full length.
-// The caller holds p.mu and has reserved an inode.
+// The caller holds p.mu and has reserved an inode. A part gets its serial here,
+// so that serials follow the order in which versions of a file were first kept.
 func (d *dir) createPart(p *part) (*openFile, error) {
 	name := d.partName(p.id)
 	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
@@ -158,6 +159,9 @@ func (d *dir) createPart(p *part) (*openFile, error) {
 	}
 	if err := f.Truncate(p.length); err != nil {
 		return nil, errors.Join(err, f.Close(), d.fs.Remove(name))
+	}
+	if p.serial == 0 {
+		p.serial = d.store.serial.Add(1)
 	}
 	p.flags |= partCreated
 	d.leaves.grow(leafOf(p.id), 1)

@@ -41,16 +41,23 @@ func (h *Handle) Reserve(e block.Extent) (*Reservation, error) {
 		return nil, errClosed("reserve", h.p.path())
 	}
 	r := &Reservation{s: h.s, p: h.p, first: first, end: end}
+	r.pin()
 	if err := r.charge(); err != nil {
+		r.Release()
 		if errors.Is(err, errs.NoSpace) {
 			h.s.stats.noSpace.Add(1)
 		}
 		return nil, errs.Wrap(err, "reserve", h.p.path())
 	}
-	h.p.mu.Lock()
-	h.p.pin(first, end)
-	h.p.mu.Unlock()
 	return r, nil
+}
+
+// pin keeps the pages, and the part where it is, until Release.
+func (r *Reservation) pin() {
+	r.p.mu.Lock()
+	r.p.pin(r.first, r.end)
+	r.p.fills++
+	r.p.mu.Unlock()
 }
 
 // charge reserves what the absent pages will take: in the part's directory,
@@ -109,7 +116,6 @@ func (r *Reservation) chargeTo(d *dir, reserve func(bytes, inodes int64) error) 
 	p.mu.Lock()
 	if p.dirIndex == noDir {
 		p.dirIndex = d.num
-		p.serial = r.s.serial.Add(1)
 	}
 	elsewhere := p.dirIndex != d.num
 	p.mu.Unlock()
@@ -131,6 +137,7 @@ func (r *Reservation) Release() {
 		return
 	}
 	r.released = true
+	r.p.fills--
 	if r.d != nil {
 		r.d.ledger.cancel(r.left, r.inodes)
 	}
@@ -156,27 +163,36 @@ func (r *Reservation) Fill(page int64, data []byte) (crc uint32, err error) {
 			fmt.Errorf("%d bytes for page %d of pages [%d,%d)", len(data), page, r.first, r.end))
 	}
 	crc = block.Checksum(data)
-	key := fillKey{p, page}
-	r.d.fills.lock(key)
-	defer r.d.fills.unlock(key)
-	f, cost, err := r.begin(page, crc)
-	if err != nil || f == nil {
-		return crc, err
-	}
-	if _, err := f.WriteAt(data, g.Page(page).Offset); err != nil {
-		r.fail(f, page, cost)
-		return 0, r.d.wrap("fill", p, err)
-	}
-	r.d.unsynced.Add(int64(len(data)))
-	present, err := r.commit(f, page, crc, cost)
+	present, err := r.write(page, data, crc)
 	if err != nil {
-		r.fail(f, page, cost)
-		return 0, r.d.wrap("fill", p, err)
+		return 0, err
 	}
 	if present {
 		r.s.stats.filledPages.Add(1)
 		r.s.stats.filledBytes.Add(int64(len(data)))
 		r.s.notifyOne(p.id, uint32(g.BlockOf(g.Page(page).Offset)))
+	}
+	return crc, nil
+}
+
+// write puts a page and its record down. present says that it is in the cache
+// by this call.
+func (r *Reservation) write(page int64, data []byte, crc uint32) (present bool, err error) {
+	key := fillKey{r.p, page}
+	r.d.fills.lock(key)
+	defer r.d.fills.unlock(key)
+	f, cost, err := r.begin(page, crc)
+	if err != nil || f == nil {
+		return false, err
+	}
+	if _, err := f.WriteAt(data, r.p.geometry().Page(page).Offset); err != nil {
+		r.fail(f, page, cost)
+		return false, r.d.wrap("fill", r.p, err)
+	}
+	r.d.unsynced.Add(int64(len(data)))
+	if present, err = r.commit(f, page, crc, cost); err != nil {
+		r.fail(f, page, cost)
+		return false, r.d.wrap("fill", r.p, err)
 	}
 	if r.d.unsynced.Load() >= checkBytes {
 		select {
@@ -184,7 +200,7 @@ func (r *Reservation) Fill(page int64, data []byte) (crc uint32, err error) {
 		default:
 		}
 	}
-	return crc, nil
+	return present, nil
 }
 
 // begin takes the page's cost out of the reservation and returns the open
@@ -219,6 +235,8 @@ func (r *Reservation) begin(page int64, crc uint32) (f *openFile, cost int64, er
 		return nil, 0, errs.E(errs.NoSpace, "fill", p.path(), errors.New("the file was dropped meanwhile"))
 	case p.has(partCreated):
 		f, err = d.openPart(p)
+	case !p.has(partCopy) && d.isCopied(p.id):
+		return nil, 0, errs.E(errs.NoSpace, "fill", p.path(), errors.New("a mover still has its name"))
 	case r.inodes == 0:
 		return nil, 0, errs.E(errs.NoSpace, "fill", p.path(), errors.New("no file was reserved"))
 	default:
@@ -265,15 +283,16 @@ func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (p
 		d.ledger.hold(used)
 		return false, nil
 	}
-	r.s.cachedBytes.Add(g.Page(page).Length)
 	d.queue.add(u)
+	if p.has(partCopy) {
+		return false, nil
+	}
+	r.s.cachedBytes.Add(g.Page(page).Length)
 	if !p.has(partIndexed) {
 		p.flags |= partIndexed
 		r.s.cachedFiles.Add(1)
-		if older := r.s.paths.add(p); len(older) > 0 {
-			d.heldMu.Lock()
-			d.superseded = append(d.superseded, older...)
-			d.heldMu.Unlock()
+		for _, older := range r.s.paths.add(p) {
+			r.s.dirOf(older).supersede(older)
 		}
 	}
 	return true, nil

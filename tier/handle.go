@@ -43,6 +43,10 @@ func (s *Store) Acquire(f File, e block.Extent) (*Handle, error) {
 	hit := p.pin(first, end)
 	if d := s.dirOf(p); hit && d != nil {
 		p.each(first, end, d.queue.touch)
+		// One byte stands for all: whoever reads the whole file reads it once.
+		if d.slow && e.Offset == 0 && first < end {
+			s.moves.hit(p, 1)
+		}
 	}
 	p.mu.Unlock()
 	return h, nil

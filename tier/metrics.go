@@ -42,6 +42,11 @@ func newCollector(s *Store) *collector {
 			{desc("evicted_files_total", "Cached files given up for others."), func(s Stats) int64 { return s.EvictedFiles }},
 			{desc("checksum_errors_total", "Pages that did not match their checksum or could not be read."), func(s Stats) int64 { return s.ChecksumErrors }},
 			{desc("no_space_total", "Reservations refused because no room could be made."), func(s Stats) int64 { return s.NoSpace }},
+			{desc("promoted_files_total", "Files moved into a faster tier."), func(s Stats) int64 { return s.PromotedFiles }},
+			{desc("promoted_bytes_total", "Bytes moved into a faster tier."), func(s Stats) int64 { return s.PromotedBytes }},
+			{desc("demoted_files_total", "Files moved into a slower tier in place of being evicted."), func(s Stats) int64 { return s.DemotedFiles }},
+			{desc("demoted_bytes_total", "Bytes moved into a slower tier in place of being evicted."), func(s Stats) int64 { return s.DemotedBytes }},
+			{desc("moves_dropped_total", "Promotions not done because too many were waiting."), func(s Stats) int64 { return s.MovesDropped }},
 			{desc("io_errors_total", "Failed operations on the cache directories."), func(s Stats) int64 { return s.IOErrors }},
 		},
 		perDirs: []dirMetric{

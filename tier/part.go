@@ -22,6 +22,17 @@ const (
 	unitSuperseded                    // whole part: it is on the list of older versions
 )
 
+// Beside the bits, the state of a whole part counts its readings for
+// promotion: in bits 8 to 15 how many, in 16 to 23 the window of time in
+// which. Changed under part.mu.
+const (
+	hitsShift   = 8
+	windowShift = 16
+	hitsMask    = 0xff << hitsShift
+	windowMask  = 0xff << windowShift
+	maxHits     = 0xff
+)
+
 // unit is what is evicted at once: a whole part, or one block of a large one.
 // Its size decides what a cached small file costs in memory, so a unit of one
 // page keeps all it knows in here.
@@ -64,8 +75,9 @@ type part struct {
 	length     int64
 	file       *openFile // nil when no descriptor is open
 	serial     uint64    // names this part in the index of its directory; rising over all of them
-	pathLen    uint32
+	tagLen     uint16
 	blockPages uint16 // pages per block
+	fills      uint16 // reservations
 	flags      uint8
 	dirIndex   uint8 // in Store.dirs; noDir until the first fill, and the same ever after
 }
@@ -81,12 +93,15 @@ const (
 	partIndexed                   // the path index has it
 	partByBlock                   // evicted block by block
 	partSeen                      // recovery found the backing file
+	partMoving                    // a mover copies it into another directory
+	partCopy                      // such a copy, which nobody finds yet
 )
 
-func (p *part) path() string { return p.text[:p.pathLen] }
-func (p *part) tag() string  { return p.text[p.pathLen:] }
+func (p *part) path() string { return p.text[:len(p.text)-int(p.tagLen)] }
+func (p *part) tag() string  { return p.text[len(p.text)-int(p.tagLen):] }
 
-func (p *part) has(flag uint8) bool { return p.flags&flag != 0 }
+// has reports whether one of flags is set.
+func (p *part) has(flags uint8) bool { return p.flags&flags != 0 }
 
 func (p *part) geometry() block.Geometry {
 	return block.Geometry{Length: p.length, BlockSize: int64(p.blockPages) * block.PageSize}
@@ -355,4 +370,32 @@ func (p *part) pages() int64 {
 	var n int64
 	p.all(func(u *unit) { n += u.count() })
 	return n
+}
+
+// hit counts n readings of the part in a window of time, and returns how many
+// there were before and are now. p.mu is held.
+func (p *part) hit(n uint32, window uint8) (before, now uint32) {
+	for { // other bits change without the lock
+		old := p.state.Load()
+		before = old & hitsMask >> hitsShift
+		if old&windowMask != uint32(window)<<windowShift {
+			before = 0
+		}
+		now = before + min(n, maxHits-before)
+		if p.state.CompareAndSwap(old, old&^(hitsMask|windowMask)|now<<hitsShift|uint32(window)<<windowShift) {
+			return before, now
+		}
+	}
+}
+
+// covers reports whether p has every page that q has. Both locks are held.
+func (p *part) covers(q *part) bool {
+	covered := true
+	q.all(func(u *unit) {
+		first, end := u.unitPages()
+		for page := first; page < end && covered; page++ {
+			covered = !u.hasPage(page) || p.unitOf(page).hasPage(page)
+		}
+	})
+	return covered
 }

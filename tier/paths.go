@@ -27,7 +27,7 @@ func (x *pathIndex) add(p *part) (superseded []*part) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.tree.Set(p)
-	from := &part{mountID: p.mountID, text: p.path(), pathLen: p.pathLen}
+	from := &part{mountID: p.mountID, text: p.path()}
 	x.tree.Ascend(from, func(q *part) bool {
 		if q.mountID != p.mountID || q.path() != p.path() {
 			return false
@@ -46,12 +46,26 @@ func (x *pathIndex) remove(p *part) {
 	x.mu.Unlock()
 }
 
+// replace puts q, another part of the same version, in p's place. It reports
+// whether there is a newer version.
+func (x *pathIndex) replace(p, q *part) (superseded bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.tree.Delete(p)
+	x.tree.Set(q)
+	superseded = p.state.Load()&unitSuperseded != 0
+	if superseded {
+		q.state.Or(unitSuperseded)
+	}
+	return superseded
+}
+
 // below returns the parts of a mount at path and below it; "" is the root.
 func (x *pathIndex) below(mountID uint64, path string) []*part {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	var found []*part
-	from := &part{mountID: mountID, text: path, pathLen: uint32(len(path))}
+	from := &part{mountID: mountID, text: path}
 	x.tree.Ascend(from, func(q *part) bool {
 		if q.mountID != mountID || !strings.HasPrefix(q.path(), path) {
 			return false

@@ -8,8 +8,8 @@ import (
 	"millrace/internal/errs"
 )
 
-// memoryShare bounds what one part may take of a directory in memory: one
-// part of this many.
+// memoryShare bounds what one part may take of a directory in memory, and of
+// any directory that it is promoted into: one part of this many.
 const memoryShare = 8
 
 // place chooses the directory of a file that nothing is kept of, and charges
@@ -74,6 +74,24 @@ func (s *Store) withRoom(length int64) []*dir {
 	return sorted(all, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.share(), a.share()))
 	})
+}
+
+// faster returns the directories of faster tiers that may take a file from
+// d, the fastest first. None takes a file over its share, be it in memory or
+// not.
+func (s *Store) faster(d *dir, length int64) []*dir {
+	all := slices.DeleteFunc(s.candidates(length), func(c candidate) bool {
+		return c.failed || c.rank >= d.cfg.Medium.rank() || length > c.limit/memoryShare
+	})
+	return sorted(all, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.share(), a.share()))
+	})
+}
+
+// slower returns the directories of slower tiers in which a file of d fits
+// beside all that they have, the fastest first.
+func (s *Store) slower(d *dir, length int64) []*dir {
+	return slices.DeleteFunc(s.withRoom(length), func(o *dir) bool { return o.cfg.Medium.rank() <= d.cfg.Medium.rank() })
 }
 
 // forEviction returns the directories that may evict for a file: those that

@@ -31,6 +31,7 @@ type Store struct {
 	log  *slog.Logger
 	dirs []*dir // fastest medium first
 
+	moves   moveQueue
 	byBlock bool // files above wholeLimit are evicted by block: every directory can punch
 	serial  atomic.Uint64
 
@@ -57,6 +58,8 @@ type shard struct {
 
 type counters struct {
 	filledPages, filledBytes, evictedBytes, evictedFiles, checksumErrors, noSpace atomic.Int64
+
+	promotedFiles, promotedBytes, demotedFiles, demotedBytes, movesDropped atomic.Int64
 }
 
 // Open locks the directories, recovers what they hold and returns a store. It
@@ -67,7 +70,10 @@ type counters struct {
 // belongs to another cluster or a newer release or is no cache directory, or
 // if it cannot be used beside another one.
 func Open(cfgs []Config, opts Options, log *slog.Logger, reg prometheus.Registerer) (_ *Store, err error) {
-	if err := ValidateAll(cfgs); err != nil {
+	if opts.Moves == (MoveConfig{}) {
+		opts.Moves = DefaultMoves()
+	}
+	if err := errors.Join(ValidateAll(cfgs), opts.Moves.Validate()); err != nil {
 		return nil, errs.E(errs.Invalid, "open cache directories", "", err)
 	}
 	if log == nil {
@@ -86,6 +92,7 @@ func Open(cfgs []Config, opts Options, log *slog.Logger, reg prometheus.Register
 		scratch: sync.Pool{New: func() any { b := make([]byte, block.PageSize); return &b }},
 		frames:  sync.Pool{New: func() any { return new([]byte) }},
 	}
+	s.moves.init(opts.Moves, &s.stats.movesDropped)
 	for i := range s.shards {
 		s.shards[i].parts = map[block.FileID]*part{}
 	}
@@ -123,6 +130,7 @@ func (s *Store) openDirs(cfgs []Config) (err error) {
 		if err != nil {
 			return err
 		}
+		d.slow = len(s.dirs) > 0 && s.dirs[0].cfg.Medium != cfg.Medium
 		s.dirs = append(s.dirs, d)
 		s.byBlock = s.byBlock && d.canPunch
 	}
@@ -141,17 +149,24 @@ func (s *Store) openDirs(cfgs []Config) (err error) {
 }
 
 // Run keeps the store: a checkpoint each second or 64 MiB, compaction of the
-// index, removal of held files. It returns when ctx ends, after a last
-// checkpoint.
+// index, removal of held files, moves between tiers. It returns when ctx ends,
+// after a last checkpoint.
 func (s *Store) Run(ctx context.Context) error {
+	var movers sync.WaitGroup
+	for range s.opts.Moves.Movers {
+		movers.Go(func() { s.runMover(ctx) })
+	}
+	start := time.Now()
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			movers.Wait()
 			s.upkeep()
 			return nil
 		case <-tick.C:
+			s.moves.turn(time.Since(start))
 		case <-s.kick:
 		}
 		s.upkeep()
@@ -229,7 +244,7 @@ func (s *Store) lockPart(f File) *part {
 func (s *Store) newPart(f File) *part {
 	p := &part{
 		id: f.ID, mountID: f.MountID, text: f.Path + f.Tag, length: f.Length,
-		pathLen:    uint32(len(f.Path)),
+		tagLen:     uint16(len(f.Tag)),
 		blockPages: uint16(f.BlockSize / block.PageSize),
 		dirIndex:   noDir,
 	}
@@ -303,16 +318,35 @@ func (s *Store) Drop(mountID uint64, path string) (files int, bytes int64, err e
 		return 0, 0, errClosed("drop", path)
 	}
 	for _, p := range s.paths.below(mountID, path) {
-		d := s.dirOf(p)
-		switch n := d.detach(p, false); {
-		case n > 0:
-			files++
-			bytes += n - 1
-		case d.index.failure() != nil:
-			return files, bytes, errs.Wrap(d.index.failure(), "drop", path)
+		for p != nil {
+			d := s.dirOf(p)
+			n := d.detach(p, false)
+			if n > 0 {
+				files++
+				bytes += n - 1
+				break
+			}
+			if err := d.index.failure(); err != nil {
+				return files, bytes, errs.Wrap(err, "drop", path)
+			}
+			p = s.movedTo(p)
 		}
 	}
 	return files, bytes, nil
+}
+
+// movedTo returns the part that took the place of p, if any has.
+func (s *Store) movedTo(p *part) *part {
+	q := s.lookup(p.id)
+	if q == nil || q == p {
+		return nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.dirIndex == noDir {
+		return nil
+	}
+	return q
 }
 
 // Cached returns the blocks of a file that have cached pages, in order, and
@@ -387,6 +421,11 @@ func (s *Store) Stats() Stats {
 		EvictedFiles:   s.stats.evictedFiles.Load(),
 		ChecksumErrors: s.stats.checksumErrors.Load(),
 		NoSpace:        s.stats.noSpace.Load(),
+		PromotedFiles:  s.stats.promotedFiles.Load(),
+		PromotedBytes:  s.stats.promotedBytes.Load(),
+		DemotedFiles:   s.stats.demotedFiles.Load(),
+		DemotedBytes:   s.stats.demotedBytes.Load(),
+		MovesDropped:   s.stats.movesDropped.Load(),
 		CachedBytes:    s.cachedBytes.Load(),
 		CachedFiles:    s.cachedFiles.Load(),
 	}

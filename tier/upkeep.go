@@ -44,21 +44,10 @@ func (d *dir) checkpointLocked(flags uint8) error {
 
 // unverifyAll makes the next read of every page check it again.
 func (d *dir) unverifyAll() {
-	for i := range d.store.shards {
-		sh := &d.store.shards[i]
-		sh.mu.RLock()
-		parts := make([]*part, 0, len(sh.parts))
-		for _, p := range sh.parts {
-			parts = append(parts, p)
-		}
-		sh.mu.RUnlock()
-		for _, p := range parts {
-			p.mu.Lock()
-			if p.dirIndex == d.num {
-				p.all(func(u *unit) { u.unverify() })
-			}
-			p.mu.Unlock()
-		}
+	for _, u := range d.queue.units() {
+		u.part.mu.Lock()
+		u.unverify()
+		u.part.mu.Unlock()
 	}
 }
 

@@ -245,6 +245,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	var worker atomic.Pointer[cacheworker.Worker]
 	store, err := tier.Open(caches, tier.Options{
 		ClusterID: id.ClusterID,
+		Moves:     c.MoveConfig,
 		OnChange: func(b tier.BlockState) {
 			if w := worker.Load(); w != nil {
 				w.OnBlockChange(b)

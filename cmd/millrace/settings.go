@@ -75,6 +75,7 @@ type Worker struct {
 	UnixSocket string `toml:"unix_socket"`
 
 	cacheworker.Config
+	tier.MoveConfig
 
 	// A directory that holds cached data. A worker needs at least one; those
 	// of one medium form a tier.
@@ -126,6 +127,7 @@ func defaultSettings() *Settings {
 			DataListen: onLoopback(portData),
 			HTTPListen: onLoopback(portWorkerHTTP),
 			Config:     cacheworker.DefaultConfig(),
+			MoveConfig: tier.DefaultMoves(),
 		},
 		Client: client.DefaultConfig(),
 		FUSE: FUSE{
@@ -201,6 +203,7 @@ func (s *Settings) Validate() error {
 	list = append(list,
 		atPath("master", s.Master.Config.Validate()),
 		atPath("worker", s.Worker.Config.Validate()),
+		atPath("worker", s.Worker.MoveConfig.Validate()),
 		atPath("client", c.Validate()),
 		atPath("fuse", s.FUSE.Config.Validate()))
 	if len(s.Worker.Tiers) > 0 { // none may be given, up then makes one
