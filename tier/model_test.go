@@ -13,12 +13,23 @@ import (
 	"millrace/internal/errs"
 )
 
-// TestModel runs random operations against a map of what was ever filled.
-// Whatever is present must have the right bytes; what a handle saw present
-// stays so while it is pinned; the ledger and the disk agree.
+// TestModel runs random operations against a map of what was ever filled, in
+// one directory and in several with moves between them. Whatever is present
+// must have the right bytes; what a handle saw present stays so while it is
+// pinned; the ledgers and the disks agree.
 func TestModel(t *testing.T) {
+	for name, specs := range map[string][]spec{
+		"one":     {{"a", SSD, modelCapacity}},
+		"several": {{"mem", Memory, modelCapacity}, {"a", SSD, modelCapacity}, {"b", SSD, modelCapacity}},
+	} {
+		t.Run(name, func(t *testing.T) { testModel(t, specs) })
+	}
+}
+
+func testModel(t *testing.T, specs []spec) {
+	t.Helper()
 	rapid.Check(t, func(rt *rapid.T) {
-		m := newModel(t, rt)
+		m := newModel(t, rt, specs)
 		defer m.end()
 		rt.Repeat(map[string]func(*rapid.T){
 			"":        func(*rapid.T) { m.check() },
@@ -32,6 +43,8 @@ func TestModel(t *testing.T) {
 			"drop":    m.drop,
 			"upkeep":  func(*rapid.T) { m.s.upkeep() },
 			"compact": m.compact,
+			"move":    m.move,
+			"promote": m.promote,
 			"reopen":  m.reopen,
 			"kill":    m.kill,
 			"corrupt": m.corrupt,
@@ -49,7 +62,8 @@ type modelHandle struct {
 type model struct {
 	t       *testing.T
 	rt      *rapid.T
-	dir     string
+	root    string
+	specs   []spec
 	s       *Store
 	files   []File
 	handles []*modelHandle
@@ -59,9 +73,9 @@ type model struct {
 
 const modelCapacity = 4 * mib
 
-func newModel(t *testing.T, rt *rapid.T) *model {
+func newModel(t *testing.T, rt *rapid.T, specs []spec) *model {
 	t.Helper()
-	m := &model{t: t, rt: rt, dir: t.TempDir(), harmed: map[block.FileID]map[int64]bool{}}
+	m := &model{t: t, rt: rt, root: t.TempDir(), specs: specs, harmed: map[block.FileID]map[int64]bool{}}
 	for i, length := range []int64{1, 4096, 100_000, page, page + 1, 3 * page, 10*page - 5, 40 * page} {
 		name := fmt.Sprintf("d%d/f%d", i%3, i)
 		m.files = append(m.files, testFileBlocks(name, "v1", length, 4*page), testFileBlocks(name, "v2", length+1, 4*page))
@@ -73,8 +87,7 @@ func newModel(t *testing.T, rt *rapid.T) *model {
 
 func (m *model) open() {
 	m.events = map[block.Key]BlockState{}
-	s, err := tryOpen(m.dir, modelCapacity, func(o *Options, _ *Config) {
-		o.FS = quick()
+	s, err := tryOpenTiers(m.root, m.specs, func(o *Options, _ *Config) {
 		o.OnChange = func(b BlockState) { m.events[block.Key{File: b.File, Index: b.Index}] = b }
 	})
 	if err != nil {
@@ -195,9 +208,32 @@ func (m *model) drop(rt *rapid.T) {
 }
 
 func (m *model) compact(rt *rapid.T) {
-	if err := m.s.dirs[0].compact(true); err != nil && !errors.Is(err, errs.NoSpace) {
+	d := rapid.SampledFrom(m.s.dirs).Draw(rt, "directory")
+	if err := d.compact(true); err != nil && !errors.Is(err, errs.NoSpace) {
 		rt.Fatal(err)
 	}
+}
+
+// move takes a file to any directory, by the ways of promotion or demotion.
+func (m *model) move(rt *rapid.T) {
+	p := m.s.lookup(m.file(rt).ID)
+	d := rapid.SampledFrom(m.s.dirs).Draw(rt, "directory")
+	if p == nil || m.s.dirOf(p) == nil || m.s.dirOf(p) == d {
+		rt.Skip("nothing to move")
+	}
+	room := d.takeFree
+	if rapid.Bool().Draw(rt, "evict") {
+		room = m.s.roomByMoving(m.t.Context(), d)
+	}
+	if _, err := m.s.move(m.t.Context(), p, d, room); err != nil && !errors.Is(err, errs.NoSpace) && !errors.Is(err, errMove) {
+		rt.Fatal(err)
+	}
+}
+
+// promote has a file read often, and the movers at work.
+func (m *model) promote(rt *rapid.T) {
+	m.s.Touch(m.file(rt).ID, 9)
+	promoteQueued(m.t, m.s)
 }
 
 func (m *model) blocks() []BlockState {
@@ -244,7 +280,7 @@ func (m *model) corrupt(rt *rapid.T) {
 			continue
 		}
 		part.mu.Lock()
-		of, err := m.s.dirs[0].openPart(part)
+		of, err := m.s.dirOf(part).openPart(part)
 		if err == nil {
 			_, err = of.WriteAt([]byte("harm"), f.Geometry().Page(p).Offset)
 		}
