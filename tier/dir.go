@@ -97,6 +97,9 @@ func openDir(cfg Config, num uint8, s *Store) (_ *dir, err error) {
 		copies:     map[block.FileID]struct{}{},
 		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
 	}
+	if cfg.Medium == Memory {
+		d.queue = newAdvised(newRistretto, func() int64 { return d.ledger.state().limit }, d.log)
+	}
 	if err := d.fs.MkdirAll(d.root, 0o700); err != nil {
 		return nil, fmt.Errorf("make cache directory: %w", err)
 	}

@@ -661,9 +661,11 @@ func TestMovesAtOnce(t *testing.T) {
 	files = append(files, testFileBlocks("large", "1", wholeLimit+5, 4*page))
 	ctx, cancel := context.WithCancel(t.Context())
 	var movers, readers sync.WaitGroup
-	for range 2 {
-		movers.Go(func() { s.runMover(ctx) })
-	}
+	movers.Go(func() {
+		if err := s.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
 	for g := range 6 {
 		readers.Go(func() {
 			rnd := newRand(uint64(g))

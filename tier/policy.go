@@ -1,6 +1,9 @@
 package tier
 
-import "sync"
+import (
+	"context"
+	"sync"
+)
 
 // policy orders the units of a directory for eviction. Implementations are
 // safe for concurrent use, allocate nothing per access, and take no lock in
@@ -18,6 +21,12 @@ type policy interface {
 	victim() *unit
 	// units returns all units, the next victim's side first.
 	units() []*unit
+}
+
+// runner is a policy that works in the background, too; run returns when ctx
+// ends.
+type runner interface {
+	run(ctx context.Context)
 }
 
 // sieve is SIEVE (Zhang et al., NSDI 2024): one queue in order of arrival, a

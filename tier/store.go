@@ -152,9 +152,14 @@ func (s *Store) openDirs(cfgs []Config) (err error) {
 // index, removal of held files, moves between tiers. It returns when ctx ends,
 // after a last checkpoint.
 func (s *Store) Run(ctx context.Context) error {
-	var movers sync.WaitGroup
+	var others sync.WaitGroup
 	for range s.opts.Moves.Movers {
-		movers.Go(func() { s.runMover(ctx) })
+		others.Go(func() { s.runMover(ctx) })
+	}
+	for _, d := range s.dirs {
+		if p, ok := d.queue.(runner); ok {
+			others.Go(func() { p.run(ctx) })
+		}
 	}
 	start := time.Now()
 	tick := time.NewTicker(checkInterval)
@@ -162,7 +167,7 @@ func (s *Store) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			movers.Wait()
+			others.Wait()
 			s.upkeep()
 			return nil
 		case <-tick.C:
