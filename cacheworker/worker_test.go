@@ -48,8 +48,9 @@ type rigOptions struct {
 	capacity size.Bytes // default 64 MiB
 	cfg      func(*Config)
 	masters  []string
-	noMounts bool // the worker knows no mount from its last run
-	old      *rig // whose directories are used again
+	noMounts bool              // the worker knows no mount from its last run
+	options  map[string]string // of the mount
+	old      *rig              // whose directories are used again
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
@@ -59,7 +60,9 @@ func newRig(t *testing.T, o rigOptions) *rig {
 		r.store, r.dir, r.data = o.old.store, o.old.dir, o.old.data
 	}
 	if !o.noMounts {
-		table, err := protojson.Marshal(testMounts(1))
+		mounts := testMounts(1)
+		mounts.Mounts[0].Options = o.options
+		table, err := protojson.Marshal(mounts)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"millrace/block"
 	"millrace/internal/size"
@@ -36,18 +37,33 @@ type Config struct {
 	// OpenFiles is how many descriptors of backing files are kept open for
 	// the next read; those in use come on top. 1 to 1,000,000.
 	OpenFiles int `toml:"open_files"`
+	// ScrubInterval is how long one pass over all cached pages takes, which
+	// compares them with their checksums; 0 switches that off, else at least
+	// 1 minute. A small cache takes less: a page is due each minute.
+	ScrubInterval size.Duration `toml:"scrub_interval"`
+	// ScrubRate bounds the bytes that are compared in a second, so that
+	// readers have the disk; a pass that would need more takes longer. At
+	// least 4 KiB.
+	ScrubRate size.Bytes `toml:"scrub_rate"`
 }
 
 const (
 	minCapacity  = 4 << 20
 	maxFreeShare = 0.9
 	maxOpenFiles = 1_000_000
+	minScrub     = size.Duration(time.Minute)
+	minScrubRate = 4 << 10
 )
 
-// DefaultConfig returns the defaults: 10 % of the file system stays free and
-// 1,024 descriptors are kept. Dir and Capacity have none.
+// DefaultConfig returns the defaults: 10 % of the file system stays free,
+// 1,024 descriptors are kept, and a pass of the scrubber takes 7 days, or
+// 32 MiB/s for more than 18 TiB: a quarter of what one hard disk gives. Dir
+// and Capacity have none.
 func DefaultConfig() Config {
-	return Config{Medium: SSD, FreeShare: 0.10, OpenFiles: 1024}
+	return Config{
+		Medium: SSD, FreeShare: 0.10, OpenFiles: 1024,
+		ScrubInterval: size.Duration(7 * 24 * time.Hour), ScrubRate: 32 * size.MiB,
+	}
 }
 
 // Validate reports every field that is out of range.
@@ -69,6 +85,12 @@ func (c Config) Validate() error {
 	if c.OpenFiles < 1 || c.OpenFiles > maxOpenFiles {
 		add("open_files: %d is out of range [1, %d]", c.OpenFiles, maxOpenFiles)
 	}
+	if c.ScrubInterval != 0 && c.ScrubInterval < minScrub {
+		add("scrub_interval: %v is less than %v", c.ScrubInterval, minScrub)
+	}
+	if c.ScrubRate < minScrubRate {
+		add("scrub_rate: %d bytes is less than %d", c.ScrubRate, minScrubRate)
+	}
 	return errors.Join(problems...)
 }
 
@@ -87,6 +109,9 @@ type Options struct {
 	// told twice. It must be fast, and may call Store.Cached, Usage and
 	// Blocks, but nothing that fills or drops. It is not called by Open.
 	OnChange func(BlockState)
+	// Refetch is asked for pages that the scrubber found damaged. Without it
+	// they are dropped.
+	Refetch Refetch
 	// BootID is this boot of the machine; the zero value reads the kernel's.
 	BootID [16]byte
 }
@@ -160,6 +185,10 @@ type Stats struct {
 	EvictedFiles   int64
 	ChecksumErrors int64 // pages that did not match their checksum, or could not be read
 	NoSpace        int64 // reservations refused
+	ScrubbedPages  int64 // compared by the scrubber
+	ScrubbedBytes  int64
+	RepairedPages  int64 // damaged, and written again in place
+	ScrubDropped   int64 // pages that the scrubber found damaged and that could not be repaired
 	IOErrors       int64 // failed operations on the disk
 	CachedBytes    int64 // now
 	CachedFiles    int64 // now

@@ -27,7 +27,12 @@
 //     victim, and never truncated, punched or overwritten with other bytes;
 //     files that are dropped go to held/ and stay charged until the proof. A
 //     page that failed its checksum is punched without it: it was never
-//     given out.
+//     given out. The scrubber writes into files that others have open, but
+//     nothing other than the bytes that the index has the checksum of.
+//   - A page that the scrubber found damaged is checked at each read until it
+//     is repaired or dropped. It is dropped when its source has changed or
+//     gone, has other bytes under the same tag, or the disk does not take
+//     them; while its source does not answer it stays and is tried again.
 //   - A name in data/ is taken away before its part leaves the maps, so that
 //     no new part of the same file can meet the old file.
 //   - Locks are taken in this order: upkeepMu, roomMu, dir.gate, part.mu,

@@ -89,6 +89,12 @@ func (p *part) geometry() block.Geometry {
 	return block.Geometry{Length: p.length, BlockSize: int64(p.blockPages) * block.PageSize}
 }
 
+// asFile returns the file whose pages p has.
+func (p *part) asFile() File {
+	g := p.geometry()
+	return File{ID: p.id, MountID: p.mountID, Path: p.path(), Tag: p.tag(), Length: g.Length, BlockSize: g.BlockSize}
+}
+
 // unitPages returns the pages [first, end) of u.
 func (u *unit) unitPages() (first, end int64) {
 	p := u.part

@@ -3,6 +3,7 @@ package tier
 import (
 	"bytes"
 	"cmp"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -62,6 +63,37 @@ func (x *pathIndex) below(mountID uint64, path string) []*part {
 		return true
 	})
 	return found
+}
+
+// behind returns up to n parts that come behind p in order; nil is before
+// the first. p may have left the index.
+func (x *pathIndex) behind(p *part, n int) []*part {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	found := make([]*part, 0, n)
+	take := func(q *part) bool {
+		if q != p {
+			found = append(found, q)
+		}
+		return len(found) < n
+	}
+	if p == nil {
+		x.tree.Scan(take)
+	} else {
+		x.tree.Ascend(p, take)
+	}
+	return found
+}
+
+// random returns one of the parts; nil if there is none.
+func (x *pathIndex) random() *part {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if x.tree.Len() == 0 {
+		return nil
+	}
+	p, _ := x.tree.GetAt(rand.IntN(x.tree.Len()))
+	return p
 }
 
 // load fills an empty index and returns the parts that have a newer version.

@@ -52,6 +52,7 @@ type shard struct {
 
 type counters struct {
 	filledPages, filledBytes, evictedBytes, evictedFiles, checksumErrors, noSpace atomic.Int64
+	scrubbedPages, scrubbedBytes, repairedPages, scrubDroppedPages                atomic.Int64
 }
 
 // Open locks the directory, recovers what it holds and returns a store. It
@@ -99,9 +100,14 @@ func Open(cfg Config, opts Options, log *slog.Logger, reg prometheus.Registerer)
 }
 
 // Run keeps the store: a checkpoint each second or 64 MiB, compaction of the
-// index, removal of held files. It returns when ctx ends, after a last
-// checkpoint.
+// index, removal of held files, and the comparison of what is cached with its
+// checksums. It returns when ctx ends, after a last checkpoint.
 func (s *Store) Run(ctx context.Context) error {
+	var scrubs sync.WaitGroup
+	defer scrubs.Wait()
+	for _, d := range s.dirs {
+		scrubs.Go(func() { d.scrub(ctx) })
+	}
 	tick := time.NewTicker(checkInterval)
 	defer tick.Stop()
 	for {
@@ -339,6 +345,10 @@ func (s *Store) Stats() Stats {
 		EvictedFiles:   s.stats.evictedFiles.Load(),
 		ChecksumErrors: s.stats.checksumErrors.Load(),
 		NoSpace:        s.stats.noSpace.Load(),
+		ScrubbedPages:  s.stats.scrubbedPages.Load(),
+		ScrubbedBytes:  s.stats.scrubbedBytes.Load(),
+		RepairedPages:  s.stats.repairedPages.Load(),
+		ScrubDropped:   s.stats.scrubDroppedPages.Load(),
 		CachedBytes:    s.cachedBytes.Load(),
 		CachedFiles:    s.cachedFiles.Load(),
 	}

@@ -95,6 +95,8 @@ func keyDocs() map[string]string {
 		"worker.tier.free_share":           "free_share is the share of the file system that stays free whatever Capacity says, so that others on it go on working; 0 to 0.9.",
 		"worker.tier.medium":               "medium is what the directory lies on: \"memory\", \"ssd\" or \"hdd\".",
 		"worker.tier.open_files":           "open_files is how many descriptors of backing files are kept open for the next read; those in use come on top. 1 to 1,000,000.",
+		"worker.tier.scrub_interval":       "scrub_interval is how long one pass over all cached pages takes, which compares them with their checksums; 0 switches that off, else at least 1 minute. A small cache takes less: a page is due each minute.",
+		"worker.tier.scrub_rate":           "scrub_rate bounds the bytes that are compared in a second, so that readers have the disk; a pass that would need more takes longer. At least 4 KiB.",
 		"worker.unix_socket":               "unix_socket is the path of the data plane's socket for clients on this host. Empty is worker.sock in the data directory.",
 	}
 }
