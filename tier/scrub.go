@@ -155,7 +155,7 @@ func (d *dir) pinPage(p *part, page int64) (h *Handle, crc uint32) {
 		return nil, 0
 	}
 	p.pin(page, page+1)
-	return &Handle{s: d.store, d: d, p: p, first: page, end: page + 1}, u.crcOf(page)
+	return &Handle{s: d.store, p: p, first: page, end: page + 1}, u.crcOf(page)
 }
 
 // compare reads a page, and has it repaired if it is not what it should be.
@@ -268,7 +268,7 @@ func (s *scrubber) repair(ctx context.Context, h *Handle, page int64) error {
 // rewrite writes a page in place that is present: the same bytes, which is
 // why it needs no proof that nobody has the file open.
 func (h *Handle) rewrite(page int64, data []byte) error {
-	d, p := h.d, h.p
+	d, p := h.s.dirOf(h.p), h.p
 	got := block.Checksum(data)
 	p.mu.Lock() // keeps drops of the page away
 	defer p.mu.Unlock()
