@@ -50,6 +50,15 @@ type Config struct {
 	// readers have the disk; a pass that would need more takes longer. At
 	// least 4 KiB.
 	ScrubRate size.Bytes `toml:"scrub_rate"`
+	// MaxErrors is how many operations of the disk may fail within a minute
+	// before the directory is taken out of service: its files are fetched
+	// anew and kept in others. A disk that turns read-only or is gone is taken
+	// out at once; a full one never is. At least 1.
+	MaxErrors int `toml:"max_errors"`
+	// ProbeInterval is how long after that the directory is looked at, to use
+	// it again; the pause doubles with each failure, up to 32 times as long.
+	// 10 ms to 1 hour.
+	ProbeInterval size.Duration `toml:"probe_interval"`
 }
 
 const (
@@ -58,16 +67,21 @@ const (
 	maxOpenFiles = 1_000_000
 	minScrub     = size.Duration(time.Minute)
 	minScrubRate = 4 << 10
+
+	minProbeInterval = size.Duration(10 * time.Millisecond)
+	maxProbeInterval = size.Duration(time.Hour)
 )
 
 // DefaultConfig returns the defaults: 10 % of the file system stays free,
 // 1,024 descriptors are kept, and a pass of the scrubber takes 7 days, or
-// 32 MiB/s for more than 18 TiB: a quarter of what one hard disk gives. Dir
-// and Capacity have none.
+// 32 MiB/s for more than 18 TiB: a quarter of what one hard disk gives. One
+// bad sector costs one error, 8 in a minute are a bad disk; it is looked at
+// after 10 seconds, and at least each 6 minutes. Dir and Capacity have none.
 func DefaultConfig() Config {
 	return Config{
 		Medium: SSD, FreeShare: 0.10, OpenFiles: 1024,
 		ScrubInterval: size.Duration(7 * 24 * time.Hour), ScrubRate: 32 * size.MiB,
+		MaxErrors: 8, ProbeInterval: size.Duration(10 * time.Second),
 	}
 }
 
@@ -96,12 +110,21 @@ func (c Config) Validate() error {
 	if c.ScrubRate < minScrubRate {
 		add("scrub_rate: %d bytes is less than %d", c.ScrubRate, minScrubRate)
 	}
+	if c.MaxErrors < 1 {
+		add("max_errors: %d is less than 1", c.MaxErrors)
+	}
+	if c.ProbeInterval < minProbeInterval || c.ProbeInterval > maxProbeInterval {
+		add("probe_interval: %v is out of range [%v, %v]", c.ProbeInterval, minProbeInterval, maxProbeInterval)
+	}
 	return errors.Join(problems...)
 }
 
-// maxDirs bounds the directories of one store: a part knows its own by one
-// byte.
-const maxDirs = 64
+// A part knows its directory by one byte. maxDirs bounds those of one store;
+// the other numbers are for those that failed and came back.
+const (
+	maxDirs    = 64
+	maxNumbers = 255
+)
 
 // ValidateAll reports every field that is out of range, and directories that
 // cannot be used together. Each line begins with the index in cfgs and the
@@ -212,12 +235,13 @@ type DirStatus struct {
 	Used     int64 // bytes charged: pages, index, directories, reservations and Held
 	Held     int64 // bytes of files that are out of the cache but not yet proven free
 	State    string
+	Reason   error // why it failed; nil unless it did
 }
 
 // The states of a directory.
 const (
 	StateOK     = "ok"
-	StateFailed = "failed" // reads go on, nothing is kept any more
+	StateFailed = "failed" // out of service: reads go on without it until its disk is well again
 	StateClosed = "closed"
 )
 

@@ -35,7 +35,7 @@ func (d *dir) reserve(bytes, inodes int64) error {
 	}
 	d.sweepHeld()
 	for refused := 0; !d.ledger.reserve(bytes, inodes); {
-		if err := d.index.failure(); err != nil {
+		if err := d.failure(); err != nil {
 			return err
 		}
 		done, found := d.evictNext()
@@ -415,7 +415,7 @@ func (d *dir) ensureLog() error {
 	}
 	if err := d.index.extend(); err != nil {
 		d.ledger.cancel(d.index.chunk, 0)
-		d.ioErrors.Add(1)
+		d.countError(err)
 		if isNoSpace(err) {
 			return errs.E(errs.NoSpace, "", "", err)
 		}

@@ -301,7 +301,7 @@ func (h *Handle) readChecked(f *openFile, b []byte, off int64) (int, error) {
 	}
 	// The disk does not give what it took: which page, the checks will tell.
 	g := h.p.geometry()
-	return n, h.corrupt(g.PageOf(off+int64(n)), readError(err))
+	return n, h.corrupt(g.PageOf(off+int64(n)), h.readError(err))
 }
 
 // readAndCheck reads page by page and checks those that were not yet.
@@ -365,7 +365,7 @@ func (h *Handle) readPage(f *openFile, b []byte, off, page int64, pe block.Exten
 // page's checksum says.
 func (h *Handle) readWhole(f *openFile, b []byte, page int64, want uint32) error {
 	if n, err := f.ReadAt(b, h.p.geometry().Page(page).Offset); n < len(b) {
-		return readError(err)
+		return h.readError(err)
 	}
 	if got := block.Checksum(b); got != want {
 		return fmt.Errorf("page %d has checksum %08x, expected %08x", page, got, want)
@@ -374,10 +374,11 @@ func (h *Handle) readWhole(f *openFile, b []byte, page int64, want uint32) error
 }
 
 // readError is the cause of a short read: the file ended, or the disk's error.
-func readError(err error) error {
+func (h *Handle) readError(err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return errors.New("the backing file is too short")
 	}
+	h.s.dirOf(h.p).countError(err)
 	return err
 }
 

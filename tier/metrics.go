@@ -51,6 +51,12 @@ func newCollector(s *Store) *collector {
 		perDirs: []dirMetric{
 			{desc("capacity_bytes", "Bytes that a directory may take.", perDir...), func(d DirStatus) int64 { return d.Capacity }},
 			{desc("used_bytes", "Bytes charged to a directory.", perDir...), func(d DirStatus) int64 { return d.Used }},
+			{desc("directory_up", "1 if a directory is in service, 0 if it failed.", perDir...), func(d DirStatus) int64 {
+				if d.State == StateFailed {
+					return 0
+				}
+				return 1
+			}},
 			{desc("held_bytes", "Bytes of files out of the cache that others may have open.", perDir...), func(d DirStatus) int64 { return d.Held }},
 		},
 	}

@@ -67,11 +67,11 @@ type part struct {
 	pathLen    uint32
 	blockPages uint16 // pages per block
 	flags      uint8
-	dirIndex   uint8 // in Store.dirs; noDir until the first fill, and the same ever after
+	dirIndex   uint8 // in Store.byNumber; noDir until the first fill, and the same ever after
 }
 
 // noDir is the dirIndex of a part that nothing was ever kept of.
-const noDir = maxDirs
+const noDir = maxNumbers
 
 // Bits of part.flags, guarded by part.mu.
 const (

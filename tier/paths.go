@@ -41,6 +41,33 @@ func (x *pathIndex) add(p *part) (superseded []*part) {
 	return superseded
 }
 
+// adopt is add of a part that may be older than others of its path: of all of
+// them the newest stays.
+func (x *pathIndex) adopt(p *part) (superseded []*part) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.tree.Set(p)
+	from := &part{mountID: p.mountID, text: p.path(), pathLen: p.pathLen}
+	var older *part
+	x.tree.Ascend(from, func(q *part) bool {
+		if q.mountID != p.mountID || q.path() != p.path() {
+			return false
+		}
+		if older != nil && older.state.Or(unitSuperseded)&unitSuperseded == 0 {
+			superseded = append(superseded, older)
+		}
+		older = q
+		return true
+	})
+	return superseded
+}
+
+// isBelow reports whether p is path or below it; "" is the root.
+func isBelow(p, path string) bool {
+	rest, ok := strings.CutPrefix(p, path)
+	return ok && (path == "" || rest == "" || rest[0] == '/')
+}
+
 func (x *pathIndex) remove(p *part) {
 	x.mu.Lock()
 	x.tree.Delete(p)
@@ -57,7 +84,7 @@ func (x *pathIndex) below(mountID uint64, path string) []*part {
 		if q.mountID != mountID || !strings.HasPrefix(q.path(), path) {
 			return false
 		}
-		if rest := q.path()[len(path):]; path == "" || rest == "" || rest[0] == '/' {
+		if isBelow(q.path(), path) {
 			found = append(found, q)
 		}
 		return true

@@ -55,18 +55,20 @@ func newScrubber(d *dir) *scrubber {
 	return &scrubber{d: d, buf: make([]byte, block.PageSize), last: d.store.paths.random()}
 }
 
-// scrub compares pages with their checksums until ctx ends, at the pace that
-// the directory's configuration gives.
+// scrub compares pages with their checksums until ctx ends or the directory
+// fails, at the pace that the directory's configuration gives.
 func (d *dir) scrub(ctx context.Context) {
-	if d.cfg.ScrubInterval == 0 {
-		return
-	}
 	s := newScrubber(d)
 	timer := time.NewTimer(scrubIdle)
 	defer timer.Stop()
+	if d.cfg.ScrubInterval == 0 {
+		timer.Stop()
+	}
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-d.down:
 			return
 		case <-timer.C:
 		}
@@ -284,7 +286,7 @@ func (h *Handle) rewrite(page int64, data []byte) error {
 		_, err = f.WriteAt(data, p.geometry().Page(page).Offset)
 	}
 	if err != nil {
-		d.ioErrors.Add(1)
+		d.countError(err)
 		return errs.E(errs.Corrupt, "", "", err)
 	}
 	d.unsynced.Add(int64(len(data)))
