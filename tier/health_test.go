@@ -463,6 +463,10 @@ func TestRemovedDirectory(t *testing.T) {
 	if err := os.RemoveAll(root); err != nil {
 		t.Fatal(err)
 	}
+	g := testFile("g", "1", page)
+	if err := fillRange(s, g, g.Geometry().Whole()); err == nil {
+		t.Fatal("a file was kept nowhere")
+	}
 	s.upkeep()
 	if states(s) != StateFailed {
 		t.Fatal(states(s))

@@ -258,6 +258,8 @@ type (
 			ID    string `json:"id"`
 			State string `json:"state"`
 			Tiers []struct {
+				Dir           string `json:"dir"`
+				State         string `json:"state"`
 				CapacityBytes int64 `json:"capacity_bytes"`
 				UsedBytes     int64 `json:"used_bytes"`
 			} `json:"tiers"`
