@@ -11,6 +11,7 @@ import (
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
+	"millrace/internal/vfs"
 	"millrace/tier"
 	"millrace/ufs"
 )
@@ -121,7 +122,11 @@ func TestRefetchComesLast(t *testing.T) {
 		})
 	}
 	var g sync.WaitGroup
-	g.Go(func() { r.mustRead(other, other.Geometry().Whole()) })
+	g.Go(func() {
+		if err := r.tryRead(other); err != nil {
+			t.Error(err)
+		}
+	})
 	<-arrived
 	ctx, cancel := context.WithCancel(t.Context())
 	g.Go(func() {
@@ -148,5 +153,65 @@ func TestRefetchComesLast(t *testing.T) {
 	g.Wait()
 	if len(order) != 3 || order[1] != "third" || order[2] != "f" {
 		t.Errorf("the order was %v", order)
+	}
+}
+
+// tryRead reads all of a file.
+func (r *rig) tryRead(tk *block.Ticket) error {
+	h, err := r.conn.Open(r.t.Context(), tk)
+	if err != nil {
+		return err
+	}
+	defer r.conn.CloseHandle(h)
+	return r.read(r.conn, tk, h, tk.Geometry().Whole())
+}
+
+// TestReadsOverADyingDisk: every operation of the disk fails from some moment
+// on. Reads go on, from what is kept and then from the under-store alone.
+func TestReadsOverADyingDisk(t *testing.T) {
+	disk := vfs.Faulty(vfs.OS())
+	r := newRig(t, rigOptions{disk: disk})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := r.tier.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() { cancel(); running.Wait(); r.stop() })
+	tickets := make([]*block.Ticket, 12)
+	for i := range tickets {
+		tickets[i] = r.store.put(string(rune('a'+i)), "v1", mib+int64(i))
+		r.mustRead(tickets[i], tickets[i].Geometry().Whole())
+	}
+	rule, err := vfs.ParseRule("any path~" + r.dir + " err=EIO")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var readers sync.WaitGroup
+	died := make(chan struct{})
+	for i := range 4 {
+		readers.Go(func() {
+			for round := range 2 {
+				for _, tk := range tickets[i*3 : i*3+3] {
+					if err := r.tryRead(tk); err != nil {
+						t.Error(err)
+					}
+				}
+				if round == 0 {
+					<-died
+				}
+			}
+		})
+	}
+	disk.Set(rule)
+	close(died)
+	readers.Wait()
+	state := func() string { return r.tier.Status()[0].State }
+	eventually(t, "the directory is out of service", func() bool {
+		return state() == tier.StateFailed && r.tier.Stats().CachedBytes == 0
+	})
+	for _, tk := range tickets {
+		r.mustRead(tk, tk.Geometry().Whole())
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"millrace/blockio"
 	"millrace/internal/errs"
 	"millrace/internal/size"
+	"millrace/internal/vfs"
 	"millrace/tier"
 	"millrace/ufs"
 )
@@ -51,6 +52,7 @@ type rigOptions struct {
 	noMounts bool              // the worker knows no mount from its last run
 	options  map[string]string // of the mount
 	old      *rig              // whose directories are used again
+	disk     vfs.FS            // below the tier; nil is the machine's own
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
@@ -77,7 +79,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	}
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	r.tier, err = tier.Open([]tier.Config{tc}, tier.Options{OnChange: func(s tier.BlockState) { r.w.OnBlockChange(s) }}, log, nil)
+	r.tier, err = tier.Open([]tier.Config{tc}, tier.Options{FS: o.disk, OnChange: func(s tier.BlockState) { r.w.OnBlockChange(s) }}, log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -333,6 +333,9 @@ func (d *dir) heldName(p *part) string {
 
 // removeHeld unlinks a held file if the kernel proves that nobody has it.
 func (d *dir) removeHeld(h heldFile) bool {
+	if d.failure() != nil {
+		return false // found again when the directory comes back
+	}
 	f, err := d.fs.OpenFile(h.name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		d.ledger.hold(-h.bytes)

@@ -260,8 +260,8 @@ type (
 			Tiers []struct {
 				Dir           string `json:"dir"`
 				State         string `json:"state"`
-				CapacityBytes int64 `json:"capacity_bytes"`
-				UsedBytes     int64 `json:"used_bytes"`
+				CapacityBytes int64  `json:"capacity_bytes"`
+				UsedBytes     int64  `json:"used_bytes"`
 			} `json:"tiers"`
 		} `json:"workers"`
 		Counters struct {
