@@ -193,6 +193,12 @@ func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page
 				r.corrupt = 0 // the bound is on one page's tries
 				continue
 			}
+			if _, unreadable := errors.AsType[*unkeptError](err); unreadable {
+				if err = r.direct(ctx, r.geo.PagesExtent(page, page+1).Intersect(e)); err == nil {
+					page++
+					continue
+				}
+			}
 			if !dropped(err) || r.corrupt >= corruptTries || r.cachedOnly {
 				return page, err
 			}
@@ -267,6 +273,9 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 	var sums pageSums
 	sums.take(h, first, first+1)
 	if _, err := h.ReadAt(buf[:part.Length], part.Offset); err != nil {
+		if !dropped(err) {
+			err = &unkeptError{err}
+		}
 		return 0, err
 	}
 	if err := r.to.Write(buf[:part.Length]); err != nil {

@@ -215,3 +215,26 @@ func TestReadsOverADyingDisk(t *testing.T) {
 		r.mustRead(tk, tk.Geometry().Whole())
 	}
 }
+
+// TestUnopenableFileIsReadElsewhere: the disk does not open a backing file.
+func TestUnopenableFileIsReadElsewhere(t *testing.T) {
+	first := newRig(t, rigOptions{})
+	tk := first.store.put("f", "v1", 3*mib)
+	first.mustRead(tk, tk.Geometry().Whole())
+	first.stop()
+	disk := vfs.Faulty(vfs.OS())
+	r := newRig(t, rigOptions{old: first, disk: disk})
+	rule, err := vfs.ParseRule("open path~/data/ err=EIO")
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.Set(rule)
+	r.store.fetched()
+	r.mustRead(tk, tk.Geometry().Whole())
+	if disk.Fired() == 0 {
+		t.Error("the fault did not fire")
+	}
+	disk.Set()
+	r.store.fetched()
+	r.mustRead(tk, tk.Geometry().Whole())
+}

@@ -86,7 +86,6 @@ func (s *Store) openAgain(old *dir, num uint8) (*dir, error) {
 	nursery := newStore(s.opts, s.log)
 	nursery.byBlock, nursery.opts.OnChange, nursery.opts.ClusterID = s.byBlock, nil, cluster
 	d := newDir(old.cfg, num, nursery)
-	d.distrust = true
 	if err := d.open(); err != nil {
 		return nil, err
 	}
@@ -176,7 +175,7 @@ func (d *dir) mayReturn() error {
 func (s *Store) adoptLate(d *dir, r *recovery) {
 	for _, p := range r.parts {
 		p.mu.Lock()
-		adopted, changed := !s.wasDropped(p) && s.adoptPart(p), p.changedBlocks()
+		adopted, changed := s.adoptPart(p), p.changedBlocks()
 		p.mu.Unlock()
 		if !adopted {
 			d.detach(p, false)
@@ -186,10 +185,17 @@ func (s *Store) adoptLate(d *dir, r *recovery) {
 	}
 }
 
-// adoptPart is false if the store has another part of the file. p.mu is held.
+// adoptPart is false if the store has another part of the file, or was told
+// to drop it meanwhile. p.mu is held.
 func (s *Store) adoptPart(p *part) bool {
 	if p.has(partDead) { // evicted already for one that came before
 		return true
+	}
+	// A drop comes before, and is known, or after, and finds the part.
+	s.dirsMu.RLock()
+	defer s.dirsMu.RUnlock()
+	if s.missed.has(p) {
+		return false
 	}
 	sh := s.shardOf(p.id)
 	sh.mu.Lock()
@@ -229,6 +235,7 @@ func (s *Store) noteDrop(d drop) {
 	defer s.dirsMu.Unlock()
 	switch {
 	case !slices.ContainsFunc(s.dirs, func(d *dir) bool { return d.failure() != nil }):
+	case slices.Contains(s.missed.list, d):
 	case len(s.missed.list) == maxMissed:
 		s.missed.all = true
 	default:
@@ -236,10 +243,8 @@ func (s *Store) noteDrop(d drop) {
 	}
 }
 
-func (s *Store) wasDropped(p *part) bool {
-	s.dirsMu.RLock()
-	defer s.dirsMu.RUnlock()
-	return s.missed.all || slices.ContainsFunc(s.missed.list, func(d drop) bool {
+func (m *missedDrops) has(p *part) bool {
+	return m.all || slices.ContainsFunc(m.list, func(d drop) bool {
 		return p.mountID == d.mountID && isBelow(p.path(), d.path)
 	})
 }

@@ -49,8 +49,7 @@ type dir struct {
 
 	health
 
-	out      bool // forgotten, after a failure; guarded by upkeepMu
-	distrust bool // it failed before: what the last run recorded is not taken for granted
+	out bool // forgotten, after a failure; guarded by upkeepMu
 
 	canPunch bool // parts above wholeLimit are evicted by block
 	canLease atomic.Bool

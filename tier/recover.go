@@ -184,7 +184,7 @@ func (r *recovery) readIndex(segments, snapshots []uint64) error {
 		if err != nil {
 			return err
 		}
-		r.rebooted = boot == [16]byte{} || boot != d.index.boot || d.distrust
+		r.rebooted = boot == [16]byte{} || boot != d.index.boot
 	}
 	if from > 0 {
 		size, err := r.readFile(snapshotName(d.index.dir, from), snapshotMagic)

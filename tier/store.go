@@ -382,13 +382,15 @@ func (s *Store) Drop(mountID uint64, path string) (files int, bytes int64, err e
 		return 0, 0, errClosed("drop", path)
 	}
 	s.noteDrop(drop{mountID, path})
+	what := drop{mountID, path}
+	s.noteDrop(what)
 	for _, p := range s.paths.below(mountID, path) {
 		if n := s.dirOf(p).detach(p, false); n > 0 {
 			files++
 			bytes += n - 1
 		}
 	}
-	s.noteDrop(drop{mountID, path}) // for a directory that failed meanwhile
+	s.noteDrop(what) // for a directory that failed meanwhile
 	return files, bytes, nil
 }
 
