@@ -381,7 +381,6 @@ func (s *Store) Drop(mountID uint64, path string) (files int, bytes int64, err e
 	if s.closed.Load() {
 		return 0, 0, errClosed("drop", path)
 	}
-	s.noteDrop(drop{mountID, path})
 	what := drop{mountID, path}
 	s.noteDrop(what)
 	for _, p := range s.paths.below(mountID, path) {
