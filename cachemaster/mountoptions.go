@@ -56,15 +56,15 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 				return nil, bad(key, fmt.Errorf("want %s, %s or %s", fsm.FreshTTL, fsm.FreshNever, fsm.FreshAlways))
 			}
 		case ufs.OptionTTL:
-			d, err := size.ParseDuration(value)
-			if err != nil {
+			var err error
+			if c.TTLMillis, err = parseTTL(value); err != nil {
 				return nil, bad(key, err)
 			}
-			if d.Std() < time.Millisecond || d.Std() > math.MaxInt32*time.Millisecond {
-				return nil, bad(key, errors.New("want a time from 1ms to 24 days"))
+		case ufs.OptionVerify: // for the workers
+			if value != ufs.VerifyOnce && value != ufs.VerifyAlways {
+				return nil, bad(key, fmt.Errorf("want %s or %s", ufs.VerifyOnce, ufs.VerifyAlways))
 			}
-			c.TTLMillis = d.Std().Milliseconds()
-		case ufs.OptionPlacement, ufs.OptionWholeFileLimit, ufs.OptionVerify:
+		case ufs.OptionPlacement, ufs.OptionWholeFileLimit:
 			return nil, errs.E(errs.Unsupported, "add under-store", p, fmt.Errorf("option %q is not offered by this release", key))
 		}
 	}
@@ -72,4 +72,15 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 		return nil, bad(ufs.OptionTTL, fmt.Errorf("it is of freshness %s alone, not of %s", fsm.FreshTTL, c.Freshness))
 	}
 	return c, nil
+}
+
+func parseTTL(value string) (millis int64, err error) {
+	d, err := size.ParseDuration(value)
+	if err != nil {
+		return 0, err
+	}
+	if d.Std() < time.Millisecond || d.Std() > math.MaxInt32*time.Millisecond {
+		return 0, errors.New("want a time from 1ms to 24 days")
+	}
+	return d.Std().Milliseconds(), nil
 }

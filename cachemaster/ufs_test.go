@@ -46,7 +46,7 @@ func TestAddUFS(t *testing.T) {
 		{"bad freshness", "/n", "mem://b", map[string]string{"freshness": "often"}, errs.Invalid, "freshness"},
 		{"bad ttl", "/n", "mem://b", map[string]string{"ttl": "soon"}, errs.Invalid, "ttl"},
 		{"ttl beside freshness", "/n", "mem://b", map[string]string{"ttl": "1s", "freshness": "never"}, errs.Invalid, "ttl"},
-		{"not offered", "/n", "mem://b", map[string]string{"verify": "always"}, errs.Unsupported, "verify"},
+		{"not offered", "/n", "mem://b", map[string]string{"placement": "local"}, errs.Unsupported, "placement"},
 	} {
 		_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(tc.path), Uri: tc.uri, Options: tc.options})
 		wantKind(t, tc.name, err, tc.kind)
@@ -72,7 +72,7 @@ func TestAddUFS(t *testing.T) {
 func TestGenericOptions(t *testing.T) {
 	t.Parallel()
 	c := start(t, t.TempDir(), map[string]*memStore{"s": newMemStore(nil)}, testConfig())
-	values := map[string]string{ufs.OptionFreshness: "never", ufs.OptionTTL: "5s"}
+	values := map[string]string{ufs.OptionFreshness: "never", ufs.OptionTTL: "5s", ufs.OptionVerify: ufs.VerifyAlways}
 	for _, key := range ufs.GenericOptions() {
 		value, ok := values[key]
 		if !ok {
@@ -82,7 +82,7 @@ func TestGenericOptions(t *testing.T) {
 			Path: []byte("/" + key), Uri: "mem://s", Options: map[string]string{key: value},
 		})
 		switch key {
-		case ufs.OptionPlacement, ufs.OptionWholeFileLimit, ufs.OptionVerify:
+		case ufs.OptionPlacement, ufs.OptionWholeFileLimit:
 			wantKind(t, key, err, errs.Unsupported)
 		default:
 			if err != nil || r.GetMount().GetOptions()[key] != value {
@@ -90,6 +90,10 @@ func TestGenericOptions(t *testing.T) {
 			}
 		}
 	}
+	_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{
+		Path: []byte("/x"), Uri: "mem://s", Options: map[string]string{ufs.OptionVerify: "sometimes"},
+	})
+	wantKind(t, "verify=sometimes", err, errs.Invalid)
 }
 
 func TestRemoveUFS(t *testing.T) {

@@ -62,8 +62,8 @@ var errStopping = errs.E(errs.Unavailable, "", "", errors.New("the worker is sto
 // its backing file was gone. A new handle sees the file as it is now.
 var errVanished = errs.E(errs.Busy, "", "", errors.New("the file was dropped from the cache while it was read"))
 
-// unkeptError says that the tier could not take a page, for want of room or
-// because its disk fails: readers are served all the same.
+// unkeptError says that the tier could not take or give a page, for want of
+// room or because its disk fails: readers are served all the same.
 type unkeptError struct{ err error }
 
 func (e *unkeptError) Error() string { return e.err.Error() }

@@ -103,6 +103,14 @@ func (t *mountTable) known(id uint64) bool {
 	return t.mounts[id] != nil
 }
 
+// verifies reports whether all reads from a mount are to be checked.
+func (t *mountTable) verifies(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.mounts[id]
+	return m != nil && m.spec.GetOptions()[ufs.OptionVerify] == ufs.VerifyAlways
+}
+
 // apply takes a newer table, keeps it on the disk and retires what is gone
 // from it. An older one is ignored.
 func (t *mountTable) apply(table *api.Mounts) error {

@@ -27,7 +27,7 @@ func (w *Worker) Open(ctx context.Context, t *block.Ticket) (blockio.File, error
 	if err := w.admit(ctx, t); err != nil {
 		return nil, errs.Wrap(err, "open", t.Path)
 	}
-	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID)}, nil
+	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID), verify: w.mounts.verifies(t.MountID)}, nil
 }
 
 // admit checks a ticket that came from outside.
@@ -56,9 +56,10 @@ func (w *Worker) admit(ctx context.Context, t *block.Ticket) error {
 
 // openFile is one ticket that is open on one connection.
 type openFile struct {
-	w     *Worker
-	t     *block.Ticket
-	ahead *readAhead
+	w      *Worker
+	t      *block.Ticket
+	ahead  *readAhead
+	verify bool // every read, as the under-store mount has it
 }
 
 // Close implements blockio.File. Flights that it started go on.
@@ -69,7 +70,7 @@ func (f *openFile) Close() error {
 
 // Read implements blockio.File.
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
-	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly}
+	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly, verify: f.verify}
 	switch req.Priority {
 	case blockio.PriorityRead:
 	case blockio.PriorityLoad:
@@ -113,6 +114,7 @@ type reader struct {
 	to         blockio.Responder
 	urgent     urgency
 	cachedOnly bool
+	verify     bool
 	corrupt    int // damaged pages met
 }
 
@@ -142,6 +144,9 @@ func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) 
 		return 0, err
 	}
 	defer h.Release()
+	if r.verify {
+		h.VerifyAlways()
+	}
 	first, end := r.geo.PageRange(e)
 	missing := pagesIn(h.Missing())
 	if count {
@@ -187,6 +192,12 @@ func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page
 			if err == nil {
 				r.corrupt = 0 // the bound is on one page's tries
 				continue
+			}
+			if _, unreadable := errors.AsType[*unkeptError](err); unreadable {
+				if err = r.direct(ctx, r.geo.PagesExtent(page, page+1).Intersect(e)); err == nil {
+					page++
+					continue
+				}
 			}
 			if !dropped(err) || r.corrupt >= corruptTries || r.cachedOnly {
 				return page, err
@@ -251,8 +262,8 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 		sums.tell(r.to, first)
 		return end - first, nil
 	}
-	// A part that may be punched, or a page that was not verified since the
-	// start, which reading it does.
+	// A part that may be punched, or a page that is to be verified, which
+	// reading it does.
 	buf, ok := pageBuffers.Get().(*[block.PageSize]byte)
 	if !ok {
 		return 0, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
@@ -262,6 +273,9 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 	var sums pageSums
 	sums.take(h, first, first+1)
 	if _, err := h.ReadAt(buf[:part.Length], part.Offset); err != nil {
+		if !dropped(err) {
+			err = &unkeptError{err}
+		}
 		return 0, err
 	}
 	if err := r.to.Write(buf[:part.Length]); err != nil {

@@ -24,6 +24,7 @@ import (
 	"millrace/blockio"
 	"millrace/internal/errs"
 	"millrace/internal/size"
+	"millrace/internal/vfs"
 	"millrace/tier"
 	"millrace/ufs"
 )
@@ -48,8 +49,10 @@ type rigOptions struct {
 	capacity size.Bytes // default 64 MiB
 	cfg      func(*Config)
 	masters  []string
-	noMounts bool // the worker knows no mount from its last run
-	old      *rig // whose directories are used again
+	noMounts bool              // the worker knows no mount from its last run
+	options  map[string]string // of the mount
+	old      *rig              // whose directories are used again
+	disk     vfs.FS            // below the tier; nil is the machine's own
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
@@ -59,7 +62,9 @@ func newRig(t *testing.T, o rigOptions) *rig {
 		r.store, r.dir, r.data = o.old.store, o.old.dir, o.old.data
 	}
 	if !o.noMounts {
-		table, err := protojson.Marshal(testMounts(1))
+		mounts := testMounts(1)
+		mounts.Mounts[0].Options = o.options
+		table, err := protojson.Marshal(mounts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +79,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	}
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	r.tier, err = tier.Open([]tier.Config{tc}, tier.Options{OnChange: func(s tier.BlockState) { r.w.OnBlockChange(s) }}, log, nil)
+	r.tier, err = tier.Open([]tier.Config{tc}, tier.Options{FS: o.disk, OnChange: func(s tier.BlockState) { r.w.OnBlockChange(s) }}, log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

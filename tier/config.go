@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"millrace/block"
 	"millrace/internal/size"
@@ -41,18 +42,47 @@ type Config struct {
 	// OpenFiles is how many descriptors of backing files are kept open for
 	// the next read; those in use come on top. 1 to 1,000,000.
 	OpenFiles int `toml:"open_files"`
+	// ScrubInterval is how long one pass over all cached pages takes, which
+	// compares them with their checksums; 0 switches that off, else at least
+	// 1 minute. A small cache takes less: a page is due each minute.
+	ScrubInterval size.Duration `toml:"scrub_interval"`
+	// ScrubRate bounds the bytes that are compared in a second, so that
+	// readers have the disk; a pass that would need more takes longer. At
+	// least 4 KiB.
+	ScrubRate size.Bytes `toml:"scrub_rate"`
+	// MaxErrors is how many operations of the disk may fail within a minute
+	// before the directory is taken out of service: its files are fetched
+	// anew and kept in others. A disk that turns read-only or is gone is taken
+	// out at once; a full one never is. At least 1.
+	MaxErrors int `toml:"max_errors"`
+	// ProbeInterval is how long after that the directory is looked at, to use
+	// it again; the pause doubles with each failure, up to 32 times as long.
+	// 10 ms to 1 hour.
+	ProbeInterval size.Duration `toml:"probe_interval"`
 }
 
 const (
 	minCapacity  = 4 << 20
 	maxFreeShare = 0.9
 	maxOpenFiles = 1_000_000
+	minScrub     = size.Duration(time.Minute)
+	minScrubRate = 4 << 10
+
+	minProbeInterval = size.Duration(10 * time.Millisecond)
+	maxProbeInterval = size.Duration(time.Hour)
 )
 
-// DefaultConfig returns the defaults: 10 % of the file system stays free and
-// 1,024 descriptors are kept. Dir and Capacity have none.
+// DefaultConfig returns the defaults: 10 % of the file system stays free,
+// 1,024 descriptors are kept, and a pass of the scrubber takes 7 days, or
+// 32 MiB/s for more than 18 TiB: a quarter of what one hard disk gives. One
+// bad sector costs one error, 8 in a minute are a bad disk; it is looked at
+// after 10 seconds, and at least each 6 minutes. Dir and Capacity have none.
 func DefaultConfig() Config {
-	return Config{Medium: SSD, FreeShare: 0.10, OpenFiles: 1024}
+	return Config{
+		Medium: SSD, FreeShare: 0.10, OpenFiles: 1024,
+		ScrubInterval: size.Duration(7 * 24 * time.Hour), ScrubRate: 32 * size.MiB,
+		MaxErrors: 8, ProbeInterval: size.Duration(10 * time.Second),
+	}
 }
 
 // Validate reports every field that is out of range.
@@ -74,12 +104,27 @@ func (c Config) Validate() error {
 	if c.OpenFiles < 1 || c.OpenFiles > maxOpenFiles {
 		add("open_files: %d is out of range [1, %d]", c.OpenFiles, maxOpenFiles)
 	}
+	if c.ScrubInterval != 0 && c.ScrubInterval < minScrub {
+		add("scrub_interval: %v is less than %v", c.ScrubInterval, minScrub)
+	}
+	if c.ScrubRate < minScrubRate {
+		add("scrub_rate: %d bytes is less than %d", c.ScrubRate, minScrubRate)
+	}
+	if c.MaxErrors < 1 {
+		add("max_errors: %d is less than 1", c.MaxErrors)
+	}
+	if c.ProbeInterval < minProbeInterval || c.ProbeInterval > maxProbeInterval {
+		add("probe_interval: %v is out of range [%v, %v]", c.ProbeInterval, minProbeInterval, maxProbeInterval)
+	}
 	return errors.Join(problems...)
 }
 
-// maxDirs bounds the directories of one store: a part knows its own by one
-// byte.
-const maxDirs = 64
+// A part knows its directory by one byte. maxDirs bounds those of one store;
+// the other numbers are for those that failed and came back.
+const (
+	maxDirs    = 64
+	maxNumbers = 255
+)
 
 // ValidateAll reports every field that is out of range, and directories that
 // cannot be used together. Each line begins with the index in cfgs and the
@@ -133,6 +178,9 @@ type Options struct {
 	OnChange func(BlockState)
 	// Moves bounds the moves between tiers; the zero value is DefaultMoves.
 	Moves MoveConfig
+	// Refetch is asked for pages that the scrubber found damaged. Without it
+	// they are dropped.
+	Refetch Refetch
 	// BootID is this boot of the machine; the zero value reads the kernel's.
 	BootID [16]byte
 }
@@ -189,12 +237,13 @@ type DirStatus struct {
 	Used     int64 // bytes charged: pages, index, directories, reservations and Held
 	Held     int64 // bytes of files that are out of the cache but not yet proven free
 	State    string
+	Reason   error // why it failed; nil unless it did
 }
 
 // The states of a directory.
 const (
 	StateOK     = "ok"
-	StateFailed = "failed" // reads go on, nothing is kept any more
+	StateFailed = "failed" // out of service: reads go on without it until its disk is well again
 	StateClosed = "closed"
 )
 
@@ -211,6 +260,10 @@ type Stats struct {
 	DemotedFiles   int64 // moved into a slower tier, in place of being evicted
 	DemotedBytes   int64
 	MovesDropped   int64 // promotions not done because too many were waiting
+	ScrubbedPages  int64 // compared by the scrubber
+	ScrubbedBytes  int64
+	RepairedPages  int64 // damaged, and written again in place
+	ScrubDropped   int64 // pages that the scrubber found damaged and that could not be repaired
 	IOErrors       int64 // failed operations on the disk
 	CachedBytes    int64 // now
 	CachedFiles    int64 // now

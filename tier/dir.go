@@ -31,18 +31,26 @@ const (
 // format, lock, and some to spare for a held/ of a few hundred names.
 const baseCharge = 16
 
+// defaultBlock is the size of a block before the file system was asked.
+const defaultBlock = 4096
+
 // dir is one cache directory: its files, its index, its ledger, its policy.
 type dir struct {
 	cfg   Config
 	fs    vfs.FS
 	log   *slog.Logger
 	store *Store
-	num   uint8 // in Store.dirs
+	num   uint8 // in Store.byNumber
 	slow  bool  // there is a faster tier
 
-	root  string
-	block int64 // of the file system, in bytes
-	lock  vfs.File
+	root   string
+	block  int64 // of the file system, in bytes
+	lock   vfs.File
+	device uint64 // that the directory is on; 0 if it is not known
+
+	health
+
+	out bool // forgotten, after a failure; guarded by upkeepMu
 
 	canPunch bool // parts above wholeLimit are evicted by block
 	canLease atomic.Bool
@@ -71,8 +79,8 @@ type dir struct {
 
 	heldMu     sync.Mutex
 	held       []heldFile
-	superseded []*part                   // older versions, first victims; may be dead by now
-	copies     map[block.FileID]struct{} // that movers make; their names are taken
+	superseded []*part                // older versions, first victims; may be dead by now
+	copies     map[block.FileID]*part // that movers make; their names are taken
 	heldNames  atomic.Uint64
 }
 
@@ -87,52 +95,67 @@ type formatInfo struct {
 	ClusterID string `json:"cluster_id"`
 }
 
-// openDir locks the directory, checks what it is and makes what is missing.
-func openDir(cfg Config, num uint8, s *Store) (_ *dir, err error) {
+func newDir(cfg Config, num uint8, s *Store) *dir {
 	d := &dir{
 		cfg: cfg, fs: s.opts.FS, store: s, num: num, root: filepath.Clean(cfg.Dir), queue: &sieve{},
+		block:      defaultBlock,
+		leaves:     leaves{block: defaultBlock},
 		log:        s.log.With(slog.String("dir", cfg.Dir)),
 		files:      fileCache{limit: cfg.OpenFiles},
 		indexFiles: map[string]int64{},
-		copies:     map[block.FileID]struct{}{},
+		copies:     map[block.FileID]*part{},
 		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
+		health:     health{down: make(chan struct{})},
 	}
 	if cfg.Medium == Memory {
 		d.queue = newAdvised(newRistretto, func() int64 { return d.ledger.state().limit }, d.log)
 	}
+	return d
+}
+
+// open locks the directory, checks what it is and makes what is missing.
+func (d *dir) open() (err error) {
 	if err := d.fs.MkdirAll(d.root, 0o700); err != nil {
-		return nil, fmt.Errorf("make cache directory: %w", err)
+		return fmt.Errorf("make cache directory: %w", err)
 	}
 	if err := d.checkOurs(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := d.takeLock(); err != nil {
-		return nil, err
+		return err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.lock.Close())
+			d.lock = nil
 		}
 	}()
-	if _, err := d.format(s.opts.ClusterID); err != nil {
-		return nil, err
+	if _, err := d.format(d.store.opts.ClusterID); err != nil {
+		return err
 	}
 	for _, sub := range []string{dataDir, heldDir, indexDir} {
 		if err := d.fs.MkdirAll(filepath.Join(d.root, sub), 0o700); err != nil {
-			return nil, fmt.Errorf("make cache directory: %w", err)
+			return fmt.Errorf("make cache directory: %w", err)
 		}
 	}
 	room, err := d.fs.Statfs(d.root)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	fi, err := d.lock.Stat()
+	if err != nil {
+		return err
+	}
+	if n, ok := fileNumbers(fi); ok {
+		d.device = n.device
 	}
 	d.block = max(room.BlockSize, 512)
 	d.leaves.block = d.block
 	d.index = indexLog{
-		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: s.opts.BootID,
-		chunk: roundUp(min(max(int64(cfg.Capacity)/256, 64<<10), 4<<20), d.block),
+		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: d.store.opts.BootID,
+		chunk: roundUp(min(max(int64(d.cfg.Capacity)/256, 64<<10), 4<<20), d.block),
 	}
-	return d, d.probe()
+	return d.probe()
 }
 
 // checkOurs refuses a directory that holds other things than a cache.
@@ -263,28 +286,6 @@ func (d *dir) refreshLimits() {
 	d.ledger.setLimit(limit, inodes)
 }
 
-// ioError counts a failed operation of the disk that no caller is told of.
-// The first since the last success of a checkpoint is logged.
-func (d *dir) ioError(doing string, err error) {
-	d.ioErrors.Add(1)
-	if !d.warned.Swap(true) {
-		d.log.Warn("cache directory fails", slog.String("doing", doing), slog.Any("error", err))
-	}
-}
-
-// wrap gives an error of the disk its kind and counts it.
-func (d *dir) wrap(op string, p *part, err error) error {
-	d.ioErrors.Add(1)
-	k := errs.KindOf(err)
-	switch {
-	case isNoSpace(err):
-		k = errs.NoSpace
-	case k == errs.Unknown || k == errs.NotFound:
-		k = errs.Unavailable
-	}
-	return errs.E(k, op, p.path(), err)
-}
-
 // pageCost is what a page takes on the disk.
 func (d *dir) pageCost(g block.Geometry, page int64) int64 {
 	return roundUp(g.Page(page).Length, d.block)
@@ -310,16 +311,15 @@ func (d *dir) charge(u *unit) int64 {
 }
 
 func (d *dir) status() DirStatus {
-	st := d.ledger.state()
-	state := StateOK
+	out := DirStatus{Medium: d.cfg.Medium, Dir: d.root, Capacity: int64(d.cfg.Capacity), State: StateOK, Reason: d.failure()}
 	switch {
 	case d.store.closed.Load():
-		state = StateClosed
-	case d.index.failure() != nil:
-		state = StateFailed
+		out.State = StateClosed
+	case out.Reason != nil:
+		out.State = StateFailed // of what it has nothing is known
+	default:
+		st := d.ledger.state()
+		out.Used, out.Held = st.used, st.held
 	}
-	return DirStatus{
-		Medium: d.cfg.Medium, Dir: d.root, Capacity: int64(d.cfg.Capacity),
-		Used: st.used, Held: st.held, State: state,
-	}
+	return out
 }

@@ -31,7 +31,9 @@
 // nothing of it is evicted; Reserve charges the ledger for what is absent,
 // evicting others if it must; Fill writes the page, then its index record,
 // and then shows it to everybody; ReadAt and Section serve it, after its
-// checksum was compared once in a run of the store.
+// checksum was compared once in a run of the store; a handle that asks for it
+// has it compared at every read. The scrubber (scrub.go) goes over all pages
+// round and round, and writes those that are damaged again in their place.
 //
 // Invariants:
 //   - What is not in the ledger is not on the disk: bytes rounded to the file
@@ -47,10 +49,22 @@
 //     victim, and never truncated, punched or overwritten with other bytes;
 //     files that are dropped go to held/ and stay charged until the proof. A
 //     page that failed its checksum is punched without it: it was never
-//     given out.
+//     given out. The scrubber writes into files that others have open, but
+//     nothing other than the bytes that the index has the checksum of.
+//   - A page that the scrubber found damaged is checked at each read until it
+//     is repaired or dropped. It is dropped when its source has changed or
+//     gone, has other bytes under the same tag, or the disk does not take
+//     them; while its source does not answer it stays and is tried again.
 //   - A part is in no directory until its first fill, and in the same one ever
 //     after; a move makes another part. A file that is found in two directories at the start keeps the
 //     copy with more pages, in the faster one if they are equal.
+//   - A directory whose disk fails (health.go) is forgotten at once: its parts
+//     leave the store and their handles find all pages absent, and none of its
+//     names is used any more; nothing is made in its place. What comes back
+//     (comeback.go) is another dir with a number of its own, so that whoever
+//     still has a part of the old one never meets the new one's ledger or
+//     index; each of its pages is compared before it is served. A part that
+//     was kept elsewhere meanwhile stays, and the one that comes back goes.
 //   - A name in data/ is taken away before its part leaves the maps, so that
 //     no new part of the same file can meet the old file.
 //   - A page is compared with its checksum when a mover copies it, and one

@@ -35,7 +35,7 @@ func (d *dir) reserve(bytes, inodes int64) error {
 	}
 	d.sweepHeld()
 	for refused := 0; !d.ledger.reserve(bytes, inodes); {
-		if err := d.index.failure(); err != nil {
+		if err := d.failure(); err != nil {
 			return err
 		}
 		done, found := d.evictNext()
@@ -340,6 +340,9 @@ func (d *dir) heldName(p *part) string {
 
 // removeHeld unlinks a held file if the kernel proves that nobody has it.
 func (d *dir) removeHeld(h heldFile) bool {
+	if d.failure() != nil {
+		return false // found again when the directory comes back
+	}
 	f, err := d.fs.OpenFile(h.name, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		d.ledger.hold(-h.bytes)
@@ -422,7 +425,7 @@ func (d *dir) ensureLog() error {
 	}
 	if err := d.index.extend(); err != nil {
 		d.ledger.cancel(d.index.chunk, 0)
-		d.ioErrors.Add(1)
+		d.countError(err)
 		if isNoSpace(err) {
 			return errs.E(errs.NoSpace, "", "", err)
 		}

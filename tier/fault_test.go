@@ -34,7 +34,7 @@ func TestFillFaults(t *testing.T) {
 		"write path~index/ err=ENOSPC",
 		"write path~index/ short=20 err=EIO",
 		"open path~data/ err=EMFILE",
-		"open,mkdir path~data/ err=EROFS",
+		"open,mkdir path~data/ err=EIO",
 		"mkdir path~data/ err=ENOSPC",
 		"truncate path~data/ err=EIO",
 		"write,punch path~data/ from=1 err=EIO",

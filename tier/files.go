@@ -143,7 +143,7 @@ func (d *dir) createPart(p *part) (*openFile, error) {
 	const flags = os.O_RDWR | os.O_CREATE | os.O_EXCL
 	f, err := d.fs.OpenFile(name, flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = d.fs.MkdirAll(filepath.Dir(name), 0o700); err == nil {
+		if err = d.makeLeaf(filepath.Dir(name)); err == nil {
 			f, err = d.fs.OpenFile(name, flags, 0o600)
 		}
 	}
@@ -166,6 +166,18 @@ func (d *dir) createPart(p *part) (*openFile, error) {
 	p.flags |= partCreated
 	d.leaves.grow(leafOf(p.id), 1)
 	return d.keepOpen(p, f), nil
+}
+
+// makeLeaf makes a fan-out directory, but nothing above them: where the cache
+// directory is gone there is another file system by now, which is not ours.
+func (d *dir) makeLeaf(name string) error {
+	if _, err := d.fs.Stat(filepath.Join(d.root, dataDir)); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			d.fail(d.unusable(err))
+		}
+		return err
+	}
+	return d.fs.MkdirAll(name, 0o700)
 }
 
 // letGo closes the part's descriptor if nothing uses it. p.mu is held.

@@ -106,6 +106,9 @@ func (r *Reservation) cost(d *dir) (bytes, leaf, inodes int64) {
 // chargeTo reserves the cost in d by one of its functions, and settles that
 // the part is there. If it was placed elsewhere meanwhile, it charges that.
 func (r *Reservation) chargeTo(d *dir, reserve func(bytes, inodes int64) error) error {
+	if err := d.failure(); err != nil {
+		return err
+	}
 	p := r.p
 	p.mu.Lock()
 	bytes, leaf, inodes := r.cost(d)
@@ -114,6 +117,11 @@ func (r *Reservation) chargeTo(d *dir, reserve func(bytes, inodes int64) error) 
 		return err
 	}
 	p.mu.Lock()
+	if err := d.failure(); err != nil { // from now on nobody looks for its parts
+		p.mu.Unlock()
+		d.ledger.cancel(bytes+leaf, inodes)
+		return err
+	}
 	if p.dirIndex == noDir {
 		p.dirIndex = d.num
 	}
@@ -219,6 +227,9 @@ func (r *Reservation) begin(page int64, crc uint32) (f *openFile, cost int64, er
 	if r.s.closed.Load() {
 		return nil, 0, errClosed("fill", p.path())
 	}
+	if err := d.failure(); err != nil {
+		return nil, 0, err
+	}
 	u := p.unitOf(page)
 	cost = d.pageCost(p.geometry(), page)
 	if u.state.Load()&unitCharged == 0 {
@@ -291,9 +302,7 @@ func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (p
 	if !p.has(partIndexed) {
 		p.flags |= partIndexed
 		r.s.cachedFiles.Add(1)
-		for _, older := range r.s.paths.add(p) {
-			r.s.dirOf(older).supersede(older)
-		}
+		r.s.supersede(r.s.paths.add(p))
 	}
 	return true, nil
 }
@@ -341,7 +350,8 @@ func (r *Reservation) fail(f *openFile, page, cost int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f.refs--
-	if p.unitOf(page).hasPage(page) || r.d.punchPage(f, p.geometry(), page) {
+	lost := r.d.failure() != nil && !p.has(partCreated) // the file may be the next directory's
+	if p.unitOf(page).hasPage(page) || lost || r.d.punchPage(f, p.geometry(), page) {
 		r.refund(cost)
 		return
 	}

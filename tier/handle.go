@@ -21,6 +21,7 @@ type Handle struct {
 	first, end int64     // pages
 	file       *openFile // once it was needed; guarded by p.mu
 	released   bool      // guarded by p.mu
+	always     bool      // every read is checked
 }
 
 // Acquire pins the pages that e touches, cut at the file's end, present or
@@ -155,6 +156,11 @@ func (h *Handle) Release() {
 	h.s.unpin(h.p, h.first, h.end)
 }
 
+// VerifyAlways makes every read of h compare its pages with their checksums,
+// not only the first in a run of the store, and withholds the file itself. It
+// must come before any other use of h.
+func (h *Handle) VerifyAlways() { h.always = true }
+
 // Missing returns the runs of pages that are absent, ascending, cut at the
 // file's end.
 func (h *Handle) Missing() []block.Extent {
@@ -251,21 +257,29 @@ func (h *Handle) ready(e block.Extent) (f *openFile, checked bool, err error) {
 			p.mu.Unlock()
 			return nil, false, errs.E(errs.NotCached, "read", p.path(), fmt.Errorf("page %d is not cached", page))
 		}
-		checked = checked && u.isVerified(page)
+		checked = checked && h.trusts(u, page)
 	}
 	f, err = h.open()
 	p.mu.Unlock()
 	if err == nil {
 		return f, checked, nil
 	}
-	d := h.s.dirOf(p)
 	if errors.Is(err, fs.ErrNotExist) { // somebody removed the backing file
-		if d.detach(p, false) > 0 {
-			h.s.stats.checksumErrors.Add(1)
-		}
+		h.fileGone()
 		return nil, false, errs.E(errs.Corrupt, "read", p.path(), err)
 	}
-	return nil, false, d.wrap("read", p, err)
+	return nil, false, h.s.dirOf(p).wrap("read", p, err)
+}
+
+// trusts reports whether a page that is present needs no check now. p.mu is
+// held.
+func (h *Handle) trusts(u *unit, page int64) bool { return u.isVerified(page) && !h.always }
+
+// fileGone drops a part whose backing file somebody removed.
+func (h *Handle) fileGone() {
+	if h.s.dirOf(h.p).detach(h.p, false) > 0 {
+		h.s.stats.checksumErrors.Add(1)
+	}
 }
 
 // open returns the open file, which stays open until Release. p.mu is held.
@@ -291,7 +305,7 @@ func (h *Handle) readChecked(f *openFile, b []byte, off int64) (int, error) {
 	}
 	// The disk does not give what it took: which page, the checks will tell.
 	g := h.p.geometry()
-	return n, h.corrupt(g.PageOf(off+int64(n)), readError(err))
+	return n, h.corrupt(g.PageOf(off+int64(n)), h.readError(err))
 }
 
 // readAndCheck reads page by page and checks those that were not yet.
@@ -318,7 +332,7 @@ func (h *Handle) readPage(f *openFile, b []byte, off, page int64, pe block.Exten
 	present, checked := u.hasPage(page), false
 	var want uint32
 	if present {
-		checked, want = u.isVerified(page), u.crcOf(page)
+		checked, want = h.trusts(u, page), u.crcOf(page)
 	}
 	h.p.mu.Unlock()
 	if !present { // another reader found it corrupt just now
@@ -337,11 +351,8 @@ func (h *Handle) readPage(f *openFile, b []byte, off, page int64, pe block.Exten
 		_, err := h.readChecked(f, b, off)
 		return err
 	}
-	if n, err := f.ReadAt(whole, pe.Offset); n < len(whole) {
-		return h.corrupt(page, readError(err))
-	}
-	if got := block.Checksum(whole); got != want {
-		return h.corrupt(page, fmt.Errorf("page %d has checksum %08x, expected %08x", page, got, want))
+	if err := h.readWhole(f, whole, page, want); err != nil {
+		return h.corrupt(page, err)
 	}
 	if len(whole) != len(b) {
 		copy(b, whole[off-pe.Offset:])
@@ -354,16 +365,37 @@ func (h *Handle) readPage(f *openFile, b []byte, off, page int64, pe block.Exten
 	return nil
 }
 
+// readWhole reads all of a page into b. The error says why b is not what the
+// page's checksum says.
+func (h *Handle) readWhole(f *openFile, b []byte, page int64, want uint32) error {
+	if n, err := f.ReadAt(b, h.p.geometry().Page(page).Offset); n < len(b) {
+		return h.readError(err)
+	}
+	if got := block.Checksum(b); got != want {
+		return fmt.Errorf("page %d has checksum %08x, expected %08x", page, got, want)
+	}
+	return nil
+}
+
 // readError is the cause of a short read: the file ended, or the disk's error.
-func readError(err error) error {
+func (h *Handle) readError(err error) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return errors.New("the backing file is too short")
 	}
+	h.s.dirOf(h.p).countError(err)
 	return err
 }
 
 // corrupt drops a page whose bytes cannot be had and returns the error.
 func (h *Handle) corrupt(page int64, cause error) error {
+	if h.giveUp(page) {
+		h.s.stats.checksumErrors.Add(1)
+	}
+	return errs.E(errs.Corrupt, "read", h.p.path(), cause)
+}
+
+// giveUp drops a page that is damaged. It is false if it was gone already.
+func (h *Handle) giveUp(page int64) bool {
 	d, p := h.s.dirOf(h.p), h.p
 	d.gate.RLock()
 	defer d.gate.RUnlock()
@@ -371,16 +403,15 @@ func (h *Handle) corrupt(page int64, cause error) error {
 	u := p.unitOf(page)
 	if !u.hasPage(page) {
 		p.mu.Unlock()
-		return errs.E(errs.Corrupt, "read", p.path(), cause)
+		return false
 	}
-	h.s.stats.checksumErrors.Add(1)
 	d.dropPage(p, u, page)
 	dead := p.has(partDead)
 	p.mu.Unlock()
 	if !dead {
 		h.s.notifyOne(p.id, uint32(page/int64(p.blockPages)))
 	}
-	return errs.E(errs.Corrupt, "read", p.path(), cause)
+	return true
 }
 
 // dropPage makes a page absent and gives its room back. gate and p.mu are
@@ -421,11 +452,12 @@ func (d *dir) punchPage(f vfs.File, g block.Geometry, page int64) bool {
 
 // Section returns the open backing file for sendfile of [off, off+n), and the
 // position in it of the byte at off. ok is false if the range is not whole,
-// not checked, or of a part that may be punched; ReadAt serves then. The file
+// not checked, or of a part that may be punched, or if all reads are checked;
+// ReadAt serves then. The file
 // must not be used after Release.
 func (h *Handle) Section(off, n int64) (f *os.File, base int64, ok bool) {
 	e := block.Extent{Offset: off, Length: n}
-	if off < 0 || n <= 0 || e.End() > h.p.length {
+	if off < 0 || n <= 0 || e.End() > h.p.length || h.always {
 		return nil, 0, false
 	}
 	h.p.mu.Lock()

@@ -41,6 +41,10 @@ func newCollector(s *Store) *collector {
 			{desc("evicted_bytes_total", "Cached bytes given up for others."), func(s Stats) int64 { return s.EvictedBytes }},
 			{desc("evicted_files_total", "Cached files given up for others."), func(s Stats) int64 { return s.EvictedFiles }},
 			{desc("checksum_errors_total", "Pages that did not match their checksum or could not be read."), func(s Stats) int64 { return s.ChecksumErrors }},
+			{desc("scrubbed_pages_total", "Pages that the scrubber compared with their checksum."), func(s Stats) int64 { return s.ScrubbedPages }},
+			{desc("scrubbed_bytes_total", "Bytes that the scrubber compared with their checksum."), func(s Stats) int64 { return s.ScrubbedBytes }},
+			{desc("repaired_pages_total", "Damaged pages that the scrubber wrote again in place."), func(s Stats) int64 { return s.RepairedPages }},
+			{desc("scrub_dropped_pages_total", "Damaged pages that the scrubber dropped, as they could not be repaired."), func(s Stats) int64 { return s.ScrubDropped }},
 			{desc("no_space_total", "Reservations refused because no room could be made."), func(s Stats) int64 { return s.NoSpace }},
 			{desc("promoted_files_total", "Files moved into a faster tier."), func(s Stats) int64 { return s.PromotedFiles }},
 			{desc("promoted_bytes_total", "Bytes moved into a faster tier."), func(s Stats) int64 { return s.PromotedBytes }},
@@ -52,6 +56,12 @@ func newCollector(s *Store) *collector {
 		perDirs: []dirMetric{
 			{desc("capacity_bytes", "Bytes that a directory may take.", perDir...), func(d DirStatus) int64 { return d.Capacity }},
 			{desc("used_bytes", "Bytes charged to a directory.", perDir...), func(d DirStatus) int64 { return d.Used }},
+			{desc("directory_up", "1 if a directory is in service, 0 if it failed.", perDir...), func(d DirStatus) int64 {
+				if d.State == StateFailed {
+					return 0
+				}
+				return 1
+			}},
 			{desc("held_bytes", "Bytes of files out of the cache that others may have open.", perDir...), func(d DirStatus) int64 { return d.Held }},
 		},
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -243,7 +245,7 @@ func (d *dir) startCopy(id block.FileID) bool {
 	defer d.heldMu.Unlock()
 	_, busy := d.copies[id]
 	if !busy {
-		d.copies[id] = struct{}{}
+		d.copies[id] = nil
 	}
 	return !busy
 }
@@ -261,7 +263,15 @@ func (d *dir) isCopied(id block.FileID) bool {
 	return busy
 }
 
-// copyOf makes the part that a copy of p goes into, pinned.
+// copyParts returns the copies that are under way.
+func (d *dir) copyParts() []*part {
+	d.heldMu.Lock()
+	defer d.heldMu.Unlock()
+	return slices.DeleteFunc(slices.Collect(maps.Values(d.copies)), func(p *part) bool { return p == nil })
+}
+
+// copyOf makes the part that a copy of p goes into, pinned. Its directory
+// finds it, should it fail.
 func (s *Store) copyOf(p *part, to *dir) *Handle {
 	q := &part{
 		id: p.id, mountID: p.mountID, text: p.text, length: p.length,
@@ -276,6 +286,9 @@ func (s *Store) copyOf(p *part, to *dir) *Handle {
 	}
 	h := &Handle{s: s, p: q, end: q.geometry().Pages()}
 	q.pin(h.first, h.end)
+	to.heldMu.Lock()
+	to.copies[p.id] = q
+	to.heldMu.Unlock()
 	return h
 }
 
@@ -341,7 +354,7 @@ func (m *move) finish() (done bool, err error) {
 	q.mu.Lock() // after p's: nobody else takes both
 	defer q.mu.Unlock()
 	switch {
-	case p.has(partDead) || p.empty():
+	case p.has(partDead) || p.empty() || q.has(partDead):
 		return false, errMove
 	case p.state.Load()&unitSuperseded != 0:
 		// The copy may have a higher serial than the newer version, and would
@@ -349,6 +362,9 @@ func (m *move) finish() (done bool, err error) {
 		return false, errMove
 	case p.fills > 0 || !q.covers(p):
 		return false, nil
+	}
+	if err := m.to.failure(); err != nil {
+		return false, err
 	}
 	if err := m.from.logDropPart(p); err != nil {
 		return false, err
@@ -380,6 +396,9 @@ func (m *move) giveUp() {
 	defer m.to.gate.RUnlock()
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.has(partDead) { // lost with its directory
+		return
+	}
 	if _, err := m.to.detachLocked(q); err != nil {
 		m.to.ioError("drop copy", err)
 	}

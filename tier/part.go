@@ -81,11 +81,11 @@ type part struct {
 	blockPages uint16 // pages per block
 	fills      uint16 // reservations
 	flags      uint8
-	dirIndex   uint8 // in Store.dirs; noDir until the first fill, and the same ever after
+	dirIndex   uint8 // in Store.byNumber; noDir until the first fill, and the same ever after
 }
 
 // noDir is the dirIndex of a part that nothing was ever kept of.
-const noDir = maxDirs
+const noDir = maxNumbers
 
 // Bits of part.flags, guarded by part.mu.
 const (
@@ -107,6 +107,12 @@ func (p *part) has(flags uint8) bool { return p.flags&flags != 0 }
 
 func (p *part) geometry() block.Geometry {
 	return block.Geometry{Length: p.length, BlockSize: int64(p.blockPages) * block.PageSize}
+}
+
+// asFile returns the file whose pages p has.
+func (p *part) asFile() File {
+	g := p.geometry()
+	return File{ID: p.id, MountID: p.mountID, Path: p.path(), Tag: p.tag(), Length: g.Length, BlockSize: g.BlockSize}
 }
 
 // unitPages returns the pages [first, end) of u.

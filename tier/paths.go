@@ -3,6 +3,7 @@ package tier
 import (
 	"bytes"
 	"cmp"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -40,6 +41,33 @@ func (x *pathIndex) add(p *part) (superseded []*part) {
 	return superseded
 }
 
+// adopt is add of a part that may be older than others of its path: of all of
+// them the newest stays.
+func (x *pathIndex) adopt(p *part) (superseded []*part) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.tree.Set(p)
+	from := &part{mountID: p.mountID, text: p.path()}
+	var older *part
+	x.tree.Ascend(from, func(q *part) bool {
+		if q.mountID != p.mountID || q.path() != p.path() {
+			return false
+		}
+		if older != nil && older.state.Or(unitSuperseded)&unitSuperseded == 0 {
+			superseded = append(superseded, older)
+		}
+		older = q
+		return true
+	})
+	return superseded
+}
+
+// isBelow reports whether p is path or below it; "" is the root.
+func isBelow(p, path string) bool {
+	rest, ok := strings.CutPrefix(p, path)
+	return ok && (path == "" || rest == "" || rest[0] == '/')
+}
+
 func (x *pathIndex) remove(p *part) {
 	x.mu.Lock()
 	x.tree.Delete(p)
@@ -70,12 +98,43 @@ func (x *pathIndex) below(mountID uint64, path string) []*part {
 		if q.mountID != mountID || !strings.HasPrefix(q.path(), path) {
 			return false
 		}
-		if rest := q.path()[len(path):]; path == "" || rest == "" || rest[0] == '/' {
+		if isBelow(q.path(), path) {
 			found = append(found, q)
 		}
 		return true
 	})
 	return found
+}
+
+// behind returns up to n parts that come behind p in order; nil is before
+// the first. p may have left the index.
+func (x *pathIndex) behind(p *part, n int) []*part {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	found := make([]*part, 0, n)
+	take := func(q *part) bool {
+		if q != p {
+			found = append(found, q)
+		}
+		return len(found) < n
+	}
+	if p == nil {
+		x.tree.Scan(take)
+	} else {
+		x.tree.Ascend(p, take)
+	}
+	return found
+}
+
+// random returns one of the parts; nil if there is none.
+func (x *pathIndex) random() *part {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if x.tree.Len() == 0 {
+		return nil
+	}
+	p, _ := x.tree.GetAt(rand.IntN(x.tree.Len()))
+	return p
 }
 
 // load fills an empty index and returns the parts that have a newer version.

@@ -52,16 +52,17 @@ func (c candidate) share() float64 { return float64(c.free) / float64(max(c.limi
 // One in memory takes no more than a part of itself, as long as there is
 // another medium: a few large files would push out all the small ones.
 func (s *Store) candidates(length int64) []candidate {
-	mixed := s.dirs[len(s.dirs)-1].cfg.Medium != Memory
+	dirs := s.current()
+	mixed := dirs[len(dirs)-1].cfg.Medium != Memory
 	var all []candidate
-	for _, d := range s.dirs {
+	for _, d := range dirs {
 		st := d.ledger.state()
 		if mixed && d.cfg.Medium == Memory && length > st.limit/memoryShare {
 			continue
 		}
 		all = append(all, candidate{
 			d: d, rank: d.cfg.Medium.rank(), free: st.limit - st.used, limit: st.limit,
-			failed: d.index.failure() != nil,
+			failed: d.failure() != nil,
 		})
 	}
 	return all

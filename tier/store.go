@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -29,7 +30,13 @@ const (
 type Store struct {
 	opts Options
 	log  *slog.Logger
-	dirs []*dir // fastest medium first
+
+	dirsMu   sync.RWMutex
+	dirs     []*dir           // fastest medium first, those that failed as well; see current
+	numbers  [maxNumbers]bool // that are or were a directory's
+	byNumber [maxNumbers]*dir // each set before a part has its number
+	cluster  atomic.Pointer[string]
+	missed   missedDrops
 
 	moves   moveQueue
 	byBlock bool // files above wholeLimit are evicted by block: every directory can punch
@@ -58,8 +65,8 @@ type shard struct {
 
 type counters struct {
 	filledPages, filledBytes, evictedBytes, evictedFiles, checksumErrors, noSpace atomic.Int64
-
-	promotedFiles, promotedBytes, demotedFiles, demotedBytes, movesDropped atomic.Int64
+	scrubbedPages, scrubbedBytes, repairedPages, scrubDroppedPages                atomic.Int64
+	promotedFiles, promotedBytes, demotedFiles, demotedBytes, movesDropped        atomic.Int64
 }
 
 // Open locks the directories, recovers what they hold and returns a store. It
@@ -87,15 +94,7 @@ func Open(cfgs []Config, opts Options, log *slog.Logger, reg prometheus.Register
 	}
 	onChange := opts.OnChange
 	opts.OnChange = nil
-	s := &Store{
-		opts: opts, log: log, paths: newPathIndex(), kick: make(chan struct{}, 1),
-		scratch: sync.Pool{New: func() any { b := make([]byte, block.PageSize); return &b }},
-		frames:  sync.Pool{New: func() any { return new([]byte) }},
-	}
-	s.moves.init(opts.Moves, &s.stats.movesDropped)
-	for i := range s.shards {
-		s.shards[i].parts = map[block.FileID]*part{}
-	}
+	s := newStore(opts, log)
 	if err := s.openDirs(cfgs); err != nil {
 		return nil, err
 	}
@@ -106,8 +105,22 @@ func Open(cfgs []Config, opts Options, log *slog.Logger, reg prometheus.Register
 	return s, nil
 }
 
+func newStore(opts Options, log *slog.Logger) *Store {
+	s := &Store{
+		opts: opts, log: log, paths: newPathIndex(), kick: make(chan struct{}, 1),
+		scratch: sync.Pool{New: func() any { b := make([]byte, block.PageSize); return &b }},
+		frames:  sync.Pool{New: func() any { return new([]byte) }},
+	}
+	for i := range s.shards {
+		s.shards[i].parts = map[block.FileID]*part{}
+	}
+	s.cluster.Store(&opts.ClusterID)
+	s.moves.init(opts.Moves, &s.stats.movesDropped)
+	return s
+}
+
 // openDirs opens the directories, fastest medium first, and then recovers
-// them.
+// them. One whose disk fails is out of service, as long as there are others.
 func (s *Store) openDirs(cfgs []Config) (err error) {
 	cfgs = slices.Clone(cfgs)
 	slices.SortStableFunc(cfgs, func(a, b Config) int { return cmp.Compare(a.Medium.rank(), b.Medium.rank()) })
@@ -117,49 +130,99 @@ func (s *Store) openDirs(cfgs []Config) (err error) {
 		}
 		for _, d := range s.dirs {
 			d.closeIdle()
-			err = errors.Join(err, d.index.close(), d.lock.Close())
+			err = errors.Join(err, d.index.close())
+			if d.lock != nil && !d.out {
+				err = errors.Join(err, d.lock.Close())
+			}
 		}
 	}()
 	s.byBlock = true
 	for _, cfg := range cfgs {
-		d, err := openDir(cfg, uint8(len(s.dirs)), s)
-		var named *errs.Error
-		if err != nil && !errors.As(err, &named) {
-			err = errs.Wrap(err, "open cache directory", cfg.Dir)
-		}
-		if err != nil {
-			return err
-		}
+		num, _ := s.takeNumber() // there are more numbers than directories
+		d := newDir(cfg, num, s)
 		d.slow = len(s.dirs) > 0 && s.dirs[0].cfg.Medium != cfg.Medium
+		s.byNumber[num] = d
 		s.dirs = append(s.dirs, d)
+		if err := d.open(); err != nil {
+			if err := s.leaveOut(d, "open cache directory", err); err != nil {
+				return err
+			}
+			continue
+		}
 		s.byBlock = s.byBlock && d.canPunch
 	}
 	if err := s.BindCluster(s.opts.ClusterID); err != nil {
 		return err
 	}
-	var found []*recovery
-	for _, d := range s.dirs {
-		r, err := d.recover()
-		if err != nil {
-			return errs.Wrap(err, "recover cache directory", d.root)
-		}
-		found = append(found, r)
+	found, err := s.recoverDirs()
+	if err != nil {
+		return err
 	}
 	return s.adopt(found)
 }
 
+// recoverDirs recovers the directories that could be opened. It is an error
+// if nothing can be used.
+func (s *Store) recoverDirs() (found []*recovery, err error) {
+	var failures []error
+	for _, d := range s.dirs {
+		if d.failure() == nil {
+			r, err := d.recover()
+			if err == nil {
+				found = append(found, r)
+				continue
+			}
+			if err := s.leaveOut(d, "recover cache directory", err); err != nil {
+				return nil, err
+			}
+		}
+		failures = append(failures, d.failure())
+	}
+	switch {
+	case len(found) == 0 && len(failures) == 1:
+		return nil, failures[0]
+	case len(found) == 0:
+		return nil, errs.E(errs.Unavailable, "open cache directories", "", errors.Join(failures...))
+	}
+	for _, d := range s.dirs {
+		if d.failure() != nil {
+			s.takeOut(d)
+		}
+	}
+	return found, nil
+}
+
+// leaveOut fails a directory that cannot be opened because of its disk. What
+// the operator has to put right is returned.
+func (s *Store) leaveOut(d *dir, doing string, err error) error {
+	if _, named := errors.AsType[*errs.Error](err); !named {
+		err = errs.Wrap(err, doing, d.root)
+	}
+	switch errs.KindOf(err) {
+	case errs.Invalid, errs.Busy, errs.Permission:
+		return err
+	default:
+	}
+	for _, mistake := range []error{syscall.ENOTDIR, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, mistake) {
+			return err
+		}
+	}
+	d.fail(err)
+	return nil
+}
+
 // Run keeps the store: a checkpoint each second or 64 MiB, compaction of the
-// index, removal of held files, moves between tiers. It returns when ctx ends,
-// after a last checkpoint.
+// index, removal of held files, moves between tiers, and the comparison of what
+// is cached with its checksums. It returns when ctx ends, after a last
+// checkpoint.
 func (s *Store) Run(ctx context.Context) error {
 	var others sync.WaitGroup
 	for range s.opts.Moves.Movers {
 		others.Go(func() { s.runMover(ctx) })
 	}
-	for _, d := range s.dirs {
-		if p, ok := d.queue.(runner); ok {
-			others.Go(func() { p.run(ctx) })
-		}
+	for i := range s.current() {
+		others.Go(func() { s.tend(ctx, i) })
 	}
 	start := time.Now()
 	tick := time.NewTicker(checkInterval)
@@ -181,7 +244,11 @@ func (s *Store) Run(ctx context.Context) error {
 // upkeep does one round. What fails is counted and logged there: the next
 // round tries again.
 func (s *Store) upkeep() {
-	for _, d := range s.dirs {
+	for _, d := range s.current() {
+		if d.failure() != nil {
+			continue
+		}
+		d.checkPlace()
 		if err := d.checkpoint(0); err != nil {
 			d.ioError("checkpoint", err)
 		} else {
@@ -207,7 +274,11 @@ func (s *Store) Close() error {
 		s.unregister()
 	}
 	var problems []error
-	for _, d := range s.dirs {
+	for _, d := range s.current() {
+		if d.failure() != nil {
+			s.takeOut(d)
+			continue
+		}
 		problems = append(problems, d.close())
 	}
 	return errors.Join(problems...)
@@ -267,7 +338,7 @@ func (s *Store) dirOf(p *part) *dir {
 	if p.dirIndex == noDir {
 		return nil
 	}
-	return s.dirs[p.dirIndex]
+	return s.byNumber[p.dirIndex]
 }
 
 // forget takes a dead part out of the maps. p.mu is held.
@@ -317,26 +388,25 @@ func (s *Store) notifyOne(id block.FileID, i uint32) {
 // Drop gives up what is cached of a mount's path and of everything below it;
 // path "" is the whole mount. Handles go on reading what they had; their
 // fills are refused or lost. Files that others have open stay charged as held
-// until they are closed. It returns what was dropped.
+// until they are closed. What a failed directory has is dropped when it comes
+// back. It returns what was dropped.
 func (s *Store) Drop(mountID uint64, path string) (files int, bytes int64, err error) {
 	if s.closed.Load() {
 		return 0, 0, errClosed("drop", path)
 	}
+	what := drop{mountID, path}
+	s.noteDrop(what)
 	for _, p := range s.paths.below(mountID, path) {
 		for p != nil {
-			d := s.dirOf(p)
-			n := d.detach(p, false)
-			if n > 0 {
+			if n := s.dirOf(p).detach(p, false); n > 0 {
 				files++
 				bytes += n - 1
 				break
 			}
-			if err := d.index.failure(); err != nil {
-				return files, bytes, errs.Wrap(err, "drop", path)
-			}
 			p = s.movedTo(p)
 		}
 	}
+	s.noteDrop(what) // for a directory that failed meanwhile
 	return files, bytes, nil
 }
 
@@ -410,8 +480,9 @@ func (s *Store) Blocks() iter.Seq[BlockState] {
 
 // Status returns the state of each directory.
 func (s *Store) Status() []DirStatus {
-	all := make([]DirStatus, 0, len(s.dirs))
-	for _, d := range s.dirs {
+	dirs := s.current()
+	all := make([]DirStatus, 0, len(dirs))
+	for _, d := range dirs {
 		all = append(all, d.status())
 	}
 	return all
@@ -431,10 +502,14 @@ func (s *Store) Stats() Stats {
 		DemotedFiles:   s.stats.demotedFiles.Load(),
 		DemotedBytes:   s.stats.demotedBytes.Load(),
 		MovesDropped:   s.stats.movesDropped.Load(),
+		ScrubbedPages:  s.stats.scrubbedPages.Load(),
+		ScrubbedBytes:  s.stats.scrubbedBytes.Load(),
+		RepairedPages:  s.stats.repairedPages.Load(),
+		ScrubDropped:   s.stats.scrubDroppedPages.Load(),
 		CachedBytes:    s.cachedBytes.Load(),
 		CachedFiles:    s.cachedFiles.Load(),
 	}
-	for _, d := range s.dirs {
+	for _, d := range s.current() {
 		st.IOErrors += d.ioErrors.Load()
 	}
 	return st
@@ -448,7 +523,10 @@ func (s *Store) BindCluster(clusterID string) error {
 		return nil
 	}
 	var free []*dir
-	for _, d := range s.dirs {
+	for _, d := range s.current() {
+		if d.failure() != nil {
+			continue // bound when it comes back
+		}
 		have, err := d.format(clusterID)
 		if err != nil {
 			return err
@@ -462,6 +540,7 @@ func (s *Store) BindCluster(clusterID string) error {
 			return err
 		}
 	}
+	s.cluster.Store(&clusterID)
 	return nil
 }
 

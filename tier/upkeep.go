@@ -14,6 +14,9 @@ import (
 func (d *dir) checkpoint(flags uint8) error {
 	d.upkeepMu.Lock()
 	defer d.upkeepMu.Unlock()
+	if err := d.failure(); err != nil {
+		return err
+	}
 	return d.checkpointLocked(flags)
 }
 
@@ -73,6 +76,9 @@ const maxIndexFiles = 10
 func (d *dir) compact(force bool) error {
 	d.upkeepMu.Lock()
 	defer d.upkeepMu.Unlock()
+	if err := d.failure(); err != nil {
+		return err
+	}
 	d.indexMu.Lock()
 	files := len(d.indexFiles)
 	d.indexMu.Unlock()

@@ -24,6 +24,14 @@ const (
 	OptionMaxRequests    = "max_requests"  // requests per second
 )
 
+// The values of OptionVerify: what a worker reads from its cache is compared
+// with its checksum once in a run of the worker, which is the default, or at
+// every read, for which readers are given no descriptors of its files.
+const (
+	VerifyOnce   = "once"
+	VerifyAlways = "always"
+)
+
 // GenericOptions returns the keys that every kind of under-store mount has.
 func GenericOptions() []string {
 	return []string{

@@ -97,8 +97,12 @@ func keyDocs() map[string]string {
 		"worker.tier.capacity":             "capacity is how many bytes of the file system the cache may take, its index and directories included; at least 4 MiB.",
 		"worker.tier.dir":                  "dir is the directory that holds the cache; absolute. It is created if it is missing, and must be empty or a cache directory of this cluster.",
 		"worker.tier.free_share":           "free_share is the share of the file system that stays free whatever Capacity says, so that others on it go on working; 0 to 0.9.",
+		"worker.tier.max_errors":           "max_errors is how many operations of the disk may fail within a minute before the directory is taken out of service: its files are fetched anew and kept in others. A disk that turns read-only or is gone is taken out at once; a full one never is. At least 1.",
 		"worker.tier.medium":               "medium is what the directory lies on: \"memory\", \"ssd\" or \"hdd\".",
 		"worker.tier.open_files":           "open_files is how many descriptors of backing files are kept open for the next read; those in use come on top. 1 to 1,000,000.",
+		"worker.tier.probe_interval":       "probe_interval is how long after that the directory is looked at, to use it again; the pause doubles with each failure, up to 32 times as long. 10 ms to 1 hour.",
+		"worker.tier.scrub_interval":       "scrub_interval is how long one pass over all cached pages takes, which compares them with their checksums; 0 switches that off, else at least 1 minute. A small cache takes less: a page is due each minute.",
+		"worker.tier.scrub_rate":           "scrub_rate bounds the bytes that are compared in a second, so that readers have the disk; a pass that would need more takes longer. At least 4 KiB.",
 		"worker.unix_socket":               "unix_socket is the path of the data plane's socket for clients on this host. Empty is worker.sock in the data directory.",
 	}
 }

@@ -251,6 +251,13 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 				w.OnBlockChange(b)
 			}
 		},
+		Refetch: func(ctx context.Context, f tier.File, page int64) ([]byte, error) {
+			w := worker.Load()
+			if w == nil {
+				return nil, errs.E(errs.Unavailable, "", "", errors.New("the worker is not made yet"))
+			}
+			return w.Refetch(ctx, f, page)
+		},
 	}, log, reg)
 	if err != nil {
 		return nil, explainCache(err)

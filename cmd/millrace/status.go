@@ -96,13 +96,13 @@ func (a *app) printStatus(st *client.Status) error {
 	if err := t.flush(); err != nil {
 		return err
 	}
-	t = a.section("WORKER", "ADDRESS", "STATE", "MEDIUM", "USED", "CAPACITY", "DIRECTORY")
+	t = a.section("WORKER", "ADDRESS", "STATE", "MEDIUM", "USED", "CAPACITY", "DISK", "DIRECTORY")
 	for _, w := range st.Workers {
 		if len(w.Tiers) == 0 {
-			t.row(w.ID, w.Address, w.State, "-", "-", "-", "-")
+			t.row(w.ID, w.Address, w.State, "-", "-", "-", "-", "-")
 		}
 		for _, d := range w.Tiers {
-			t.row(w.ID, w.Address, w.State, d.Medium, sizeText(d.UsedBytes), sizeText(d.CapacityBytes), d.Dir)
+			t.row(w.ID, w.Address, w.State, d.Medium, sizeText(d.UsedBytes), sizeText(d.CapacityBytes), d.State, d.Dir)
 		}
 	}
 	if err := t.flush(); err != nil {

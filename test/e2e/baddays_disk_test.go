@@ -3,11 +3,14 @@ package e2e_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"millrace/internal/testenv"
@@ -143,6 +146,120 @@ func TestCacheDirectoryReadOnly(t *testing.T) {
 		u := newUp(t, s, false)
 		_, err := u.try("up", u.uri, "--data-dir", u.dataDir, "--random-ports", "--cache", dir+":8MiB")
 		says(t, err, dir, "read-only file system", "mount it read-write")
+	}
+}
+
+// dirState waits until status says that a cache directory is in this state.
+func (u *up) dirState(dir, want string) {
+	u.t.Helper()
+	eventually(u.t, dir+" is "+want, func() error {
+		for _, w := range u.status().Workers {
+			for _, d := range w.Tiers {
+				if d.Dir == dir && d.State == want {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("status says %+v", u.status().Workers)
+	})
+}
+
+// A cache directory fails while it is used: nobody who reads sees an error,
+// status and log say what is wrong, and it is used again when it is well.
+func TestCacheDirectoryFails(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		alone bool // there is no other directory
+		fail  func(t *testing.T, disk, cache string) (repair func())
+	}{
+		"turns read-only": {fail: func(t *testing.T, disk, _ string) func() {
+			t.Helper()
+			if err := errors.Join(unix.Mount(disk, disk, "", unix.MS_BIND, ""),
+				unix.Mount("", disk, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := unix.Unmount(disk, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+		"is removed": {alone: true, fail: func(t *testing.T, _, cache string) func() {
+			t.Helper()
+			if err := os.RemoveAll(cache); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.Mkdir(cache, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newStore(t)
+			mixedObjects(t, s)
+			disk := mountFS(t, "tmpfs", "size=64m,mode=700")
+			u := newUp(t, s, true)
+			cache := filepath.Join(disk, "cache")
+			config := filepath.Join(t.TempDir(), "millrace.toml")
+			text := "[[worker.tier]]\ndir = \"" + cache + "\"\ncapacity = \"48MiB\"\nprobe_interval = \"100ms\"\n"
+			if !tc.alone {
+				text += "[[worker.tier]]\ndir = \"" + filepath.Join(t.TempDir(), "two") + "\"\nmedium = \"hdd\"\ncapacity = \"48MiB\"\n"
+			}
+			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			u.args = []string{"--config", config}
+			u.start()
+			u.readAll(s)
+			u.dirState(cache, "ok")
+			cached := u.cached().CachedBytes
+
+			var reads errgroup.Group
+			stop := make(chan struct{})
+			for seed := range uint64(4) {
+				reads.Go(func() error {
+					for {
+						select {
+						case <-stop:
+							return nil
+						default:
+						}
+						if err := randomReads(u.mountPoint, s.objects, seed, 5); err != nil {
+							return err
+						}
+					}
+				})
+			}
+			repair := tc.fail(t, disk, cache)
+			more := filepath.Join("more", "0000.bin") // which has to be kept somewhere
+			s.PutMany(t, 1, func(int) (string, []byte) { return more, content(more, 1<<20) })
+			eventually(t, "a new object can be read", func() error {
+				return compareFile(filepath.Join(u.mountPoint, more), more, 1<<20)
+			})
+			u.dirState(cache, "failed")
+			u.readAll(s)
+			if got := u.cached().CachedBytes; tc.alone == (got > 0) {
+				t.Errorf("%d bytes are cached without the directory", got)
+			}
+			repair()
+			u.dirState(cache, "ok")
+			close(stop)
+			if err := reads.Wait(); err != nil {
+				t.Error(err)
+			}
+			u.readAll(s)
+			if got := u.cached().CachedBytes; got < cached {
+				t.Errorf("%d bytes are cached in the end, there were %d", got, cached)
+			}
+			log := u.stderr.String()
+			if strings.Count(log, "cache directory is out of service") != 1 || !strings.Contains(log, cache) {
+				t.Errorf("the log tells of it not once, or not of what:\n%s", log)
+			}
+			u.stop()
+		})
 	}
 }
 

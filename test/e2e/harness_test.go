@@ -258,8 +258,10 @@ type (
 			ID    string `json:"id"`
 			State string `json:"state"`
 			Tiers []struct {
-				CapacityBytes int64 `json:"capacity_bytes"`
-				UsedBytes     int64 `json:"used_bytes"`
+				Dir           string `json:"dir"`
+				State         string `json:"state"`
+				CapacityBytes int64  `json:"capacity_bytes"`
+				UsedBytes     int64  `json:"used_bytes"`
 			} `json:"tiers"`
 		} `json:"workers"`
 		Counters struct {
