@@ -71,7 +71,8 @@ type dir struct {
 
 	heldMu     sync.Mutex
 	held       []heldFile
-	superseded []*part // older versions, first victims; may be dead by now
+	superseded []*part            // older versions, first victims; may be dead by now
+	untidy     map[*part]struct{} // parts that upkeep has to come back to
 	heldNames  atomic.Uint64
 }
 
@@ -121,11 +122,12 @@ func openDir(cfg Config, opts Options, s *Store, log *slog.Logger) (_ *dir, err 
 	if err != nil {
 		return nil, err
 	}
+	most := min(int64(cfg.Capacity), room.Total) // a small disk has a small index, whatever it may take
 	d.block = max(room.BlockSize, 512)
 	d.leaves.block = d.block
 	d.index = indexLog{
 		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: opts.BootID,
-		chunk: roundUp(min(max(int64(cfg.Capacity)/256, 64<<10), 4<<20), d.block),
+		chunk: roundUp(min(max(most/256, 64<<10), 4<<20), d.block),
 	}
 	return d, d.probe()
 }
@@ -297,6 +299,9 @@ func (d *dir) overhead(u *unit) int64 {
 // charge is what a unit takes on the disk.
 func (d *dir) charge(u *unit) int64 {
 	n := roundUp(u.cachedBytes(), d.block)
+	for _, page := range u.spoiledPages() {
+		n += d.pageCost(u.part.geometry(), page)
+	}
 	if u.state.Load()&unitCharged != 0 {
 		n += d.overhead(u)
 	}

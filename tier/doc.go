@@ -25,9 +25,12 @@
 //   - A backing file has one open file description in this process. A file
 //     that the kernel cannot prove to be ours alone (F_SETLEASE) is never a
 //     victim, and never truncated, punched or overwritten with other bytes;
-//     files that are dropped go to held/ and stay charged until the proof. A
-//     page that failed its checksum is punched without it: it was never
-//     given out.
+//     files that are dropped go to held/ and stay charged until the proof.
+//   - A page that failed its checksum is spoiled: absent, and its room stays
+//     taken and charged until the page is filled again or its unit goes, or
+//     upkeep punches it with the proof and without a pin. A part that is
+//     evicted as a whole is never punched, for it is sent from its file and
+//     what waits in a socket's queue must not become zeros.
 //   - A name in data/ is taken away before its part leaves the maps, so that
 //     no new part of the same file can meet the old file.
 //   - Locks are taken in this order: upkeepMu, roomMu, dir.gate, part.mu,

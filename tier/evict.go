@@ -114,8 +114,8 @@ func (d *dir) evict(u *unit) bool {
 	if p.has(partByBlock) {
 		changed = []uint32{u.word}
 		freed = d.evictBlock(p, u)
-		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() {
-			d.evictWhole(p)
+		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() && d.evictWhole(p) < 0 {
+			d.tidyLater(p) // it has no unit left that could be a victim
 		}
 	} else {
 		changed = p.changedBlocks()
@@ -220,15 +220,33 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	}
 	bytes, charge := u.cachedBytes(), d.charge(u)
 	d.queue.remove(u)
-	delete(p.set.blocks, u.word)
 	d.store.cachedBytes.Add(-bytes)
 	e := p.geometry().PagesExtent(first, end)
 	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
-		d.ioError("punch victim", err) // its room stays charged until the next start
+		d.ioError("punch victim", err)
+		for page := first; page < end; page++ {
+			if u.hasPage(page) {
+				u.clearPage(page)
+				u.spoil(page)
+			}
+		}
+		d.tidyLater(p)
 		return bytes
 	}
+	delete(p.set.blocks, u.word)
 	d.ledger.free(charge, 0)
 	return bytes
+}
+
+// dropUnit forgets a block that nobody uses and that has no page. Where it
+// has room that is taken all the same, upkeep comes back to it. p.mu is held.
+func (d *dir) dropUnit(u *unit) {
+	if u.spoiledPages() != nil {
+		return
+	}
+	d.queue.remove(u)
+	d.ledger.free(d.charge(u), 0)
+	delete(u.part.set.blocks, u.word)
 }
 
 // detach takes a part out of the store at once: index, then held/; the file

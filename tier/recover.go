@@ -474,23 +474,20 @@ func (r *recovery) settle() error {
 	d := r.d
 	sorted := make([]*part, 0, len(r.parts))
 	for _, p := range r.parts {
-		if p.empty() {
-			d.ledger.free(0, 1)
-			if err := r.lose(p); err != nil {
+		whole := !p.empty()
+		if whole && !r.clean {
+			var err error
+			if whole, err = r.punchUnknown(p); err != nil {
 				return err
 			}
-			if err := r.hold(d.partName(p.id)); err != nil {
+		}
+		if !whole {
+			if err := r.giveUp(p); err != nil {
 				return err
 			}
 			continue
 		}
-		charge := d.partCharge(p)
-		if !r.clean {
-			if err := r.punchUnknown(p, charge); err != nil {
-				return err
-			}
-		}
-		d.ledger.add(charge, 0)
+		d.ledger.add(d.partCharge(p), 0)
 		d.store.cachedBytes.Add(p.cachedBytes())
 		d.store.cachedFiles.Add(1)
 		p.flags = p.flags&^partSeen | partIndexed
@@ -537,41 +534,64 @@ func (r *recovery) checkSuspects() error {
 			}
 			r.dropPages(p, i, i+1)
 			if !d.punchPage(f, g, i) {
-				d.ledger.add(d.pageCost(g, i), 0)
+				p.makeUnit(i).spoil(i)
+				d.tidyLater(p)
 			}
 		}
 	}
 	return nil
 }
 
+// giveUp drops a part whose file is there.
+func (r *recovery) giveUp(p *part) error {
+	d := r.d
+	d.letGo(p)
+	d.ledger.free(0, 1)
+	if err := r.lose(p); err != nil {
+		return err
+	}
+	return r.hold(d.partName(p.id))
+}
+
 // punchUnknown gives the room of pages back that were written but not
-// recorded, if the file takes more than its recorded pages do.
-func (r *recovery) punchUnknown(p *part, charge int64) error {
+// recorded, if the file takes more than its recorded pages do. Where somebody
+// has the file open, that room stays charged until the next start. It reports
+// false for a file that is not what the index says and cannot be made so.
+func (r *recovery) punchUnknown(p *part) (ok bool, err error) {
 	d := r.d
 	fi, err := d.fs.Stat(d.partName(p.id))
 	if err != nil {
-		return err
+		return false, err
 	}
-	if vfs.Allocated(fi) <= charge && fi.Size() == p.length {
-		return nil
+	excess := max(0, vfs.Allocated(fi)-d.partCharge(p))
+	if excess == 0 && fi.Size() == p.length {
+		return true, nil
 	}
 	f, err := d.openPart(p)
 	if err != nil {
-		return err
+		return false, err
 	}
+	if err := d.prove(f); err != nil {
+		if fi.Size() != p.length {
+			return false, nil
+		}
+		d.ledger.add(excess, 0)
+		return true, nil
+	}
+	defer d.unprove(f)
 	if fi.Size() != p.length {
 		if err := f.Truncate(p.length); err != nil {
-			return err
+			return false, err
 		}
 	}
 	for _, e := range p.missingRuns(0, p.geometry().Pages()) {
 		if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
 			d.ioError("punch unrecorded pages", err)
-			d.ledger.add(max(0, vfs.Allocated(fi)-charge), 0)
-			return nil
+			d.ledger.add(excess, 0)
+			return true, nil
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // openLog starts this run's segment. On a full disk it gives up victims until
