@@ -47,7 +47,9 @@ func (d *dir) unverifyAll() {
 	_ = d.store.eachPart(func(p *part) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.all(func(u *unit) { u.unverify() })
+		if p.dirIndex == d.num {
+			p.all(func(u *unit) { u.unverify() })
+		}
 		return nil
 	})
 }
