@@ -64,6 +64,7 @@ type dir struct {
 	indexFiles map[string]int64 // bytes charged for each file of index/
 	snapshot   int64            // bytes of the last snapshot
 
+	unknown  atomic.Bool  // a file has more room than its recorded pages: the next start has to look
 	unsynced atomic.Int64 // bytes written since the last checkpoint
 	ioErrors atomic.Int64
 	warned   atomic.Bool // the first of a run of disk errors was logged

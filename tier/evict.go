@@ -68,6 +68,13 @@ func (d *dir) evictNext() (done, found bool) {
 	return d.evict(u), true
 }
 
+// supersede puts a part of this directory on the list of older versions.
+func (d *dir) supersede(p *part) {
+	d.heldMu.Lock()
+	d.superseded = append(d.superseded, p)
+	d.heldMu.Unlock()
+}
+
 // nextSuperseded takes the next older version that nobody uses off the list.
 // Only the goroutine that evicts calls it.
 func (d *dir) nextSuperseded() (idle *part) {
@@ -220,14 +227,16 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	}
 	bytes, charge := u.cachedBytes(), d.charge(u)
 	d.queue.remove(u)
-	d.store.cachedBytes.Add(-bytes)
+	if p.has(partIndexed) { // else the recovery has not counted it yet
+		d.store.cachedBytes.Add(-bytes)
+	}
 	e := p.geometry().PagesExtent(first, end)
 	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
 		d.ioError("punch victim", err)
 		for page := first; page < end; page++ {
 			if u.hasPage(page) {
 				u.clearPage(page)
-				u.spoil(page)
+				d.spoil(u, page)
 			}
 		}
 		d.tidyLater(p)
@@ -236,6 +245,19 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	delete(p.set.blocks, u.word)
 	d.ledger.free(charge, 0)
 	return bytes
+}
+
+// spoil notes that the room of an absent page is taken all the same. p.mu is
+// held.
+func (d *dir) spoil(u *unit, page int64) {
+	u.spoil(page)
+	d.unknown.Store(true)
+}
+
+// addUnknown charges room of a file that no page has, until the next start.
+func (d *dir) addUnknown(bytes int64) {
+	d.ledger.add(bytes, 0)
+	d.unknown.Store(true)
 }
 
 // dropUnit forgets a block that nobody uses and that has no page. Where it

@@ -264,10 +264,8 @@ func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (p
 	if !p.has(partIndexed) {
 		p.flags |= partIndexed
 		r.s.cachedFiles.Add(1)
-		if older := r.s.paths.add(p); len(older) > 0 {
-			d.heldMu.Lock()
-			d.superseded = append(d.superseded, older...)
-			d.heldMu.Unlock()
+		for _, older := range r.s.paths.add(p) {
+			r.s.dirOf(older).supersede(older)
 		}
 	}
 	return true, nil
@@ -326,7 +324,7 @@ func (r *Reservation) fail(f *openFile, page, cost int64) {
 	r.refund(cost - used)
 	d.ledger.written(used)
 	u.state.Or(unitCharged)
-	u.spoil(page)
+	d.spoil(u, page)
 	if p.has(partDead) {
 		d.ledger.hold(used)
 		return

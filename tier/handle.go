@@ -391,7 +391,7 @@ func (d *dir) dropPage(p *part, u *unit, page int64) {
 		}
 	}
 	u.clearPage(page)
-	u.spoil(page)
+	d.spoil(u, page)
 	if dead {
 		return
 	}

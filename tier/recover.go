@@ -235,6 +235,7 @@ func (r *recovery) readFile(name, magic string) (size int64, err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	ended := magic == segmentMagic
+	r.clean = false // a run has begun; what it wrote may have no record
 	valid, torn, err := readRecords(f, magic, func(rec *record, end int64) error {
 		ended = ended || rec.Type == recordEnd
 		return r.apply(rec, end)
@@ -602,7 +603,7 @@ func (r *recovery) checkSuspects() error {
 			}
 			r.dropPages(p, i, i+1)
 			if !d.punchPage(f, g, i) {
-				p.makeUnit(i).spoil(i)
+				d.spoil(p.makeUnit(i), i)
 				d.tidyLater(p)
 			}
 		}
@@ -643,7 +644,7 @@ func (r *recovery) punchUnknown(p *part) (ok bool, err error) {
 		if fi.Size() != p.length {
 			return false, nil
 		}
-		d.ledger.add(excess, 0)
+		d.addUnknown(excess)
 		return true, nil
 	}
 	defer d.unprove(f)
@@ -655,11 +656,25 @@ func (r *recovery) punchUnknown(p *part) (ok bool, err error) {
 	for _, e := range p.missingRuns(0, p.geometry().Pages()) {
 		if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
 			d.ioError("punch unrecorded pages", err)
-			d.ledger.add(excess, 0)
+			d.addUnknown(excess)
 			return true, nil
 		}
 	}
 	return true, nil
+}
+
+// begin makes this run's segment durable before the run keeps anything: should
+// the machine stop, the next start must not take the clean end of an earlier
+// run for the end of this one.
+func (r *recovery) begin() error {
+	index := &r.d.index
+	if err := index.start(); err != nil {
+		return err
+	}
+	if err := index.sync(); err != nil {
+		return err
+	}
+	return r.d.fs.SyncDir(index.dir)
 }
 
 // openLog starts this run's segment. On a full disk it gives up victims until
@@ -669,7 +684,7 @@ func (r *recovery) openLog() error {
 	for {
 		err := d.rotate()
 		if err == nil {
-			return d.index.start()
+			return r.begin()
 		}
 		if !isNoSpace(err) {
 			return err

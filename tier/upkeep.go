@@ -419,7 +419,11 @@ func (d *dir) close() error {
 	defer d.upkeepMu.Unlock()
 	// No record may come behind the last one.
 	d.gate.Lock()
-	err := d.checkpointLocked(flagClean)
+	var flags uint8
+	if !d.unknown.Load() {
+		flags = flagClean
+	}
+	err := d.checkpointLocked(flags)
 	if err == nil {
 		err = d.index.sync()
 	}
