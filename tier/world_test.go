@@ -42,10 +42,10 @@ func TestWorld(t *testing.T) {
 			w.run()
 		})
 	})
-	real := func(t *testing.T, base string) {
+	machine := func(t *testing.T, base string) {
 		t.Helper()
 		rapid.Check(t, func(rt *rapid.T) {
-			root, err := os.MkdirTemp(base, "millrace-world-")
+			root, err := os.MkdirTemp(base, "millrace-world-") //nolint:usetesting // each check wants one of its own
 			if err != nil {
 				rt.Fatal(err)
 			}
@@ -53,10 +53,10 @@ func TestWorld(t *testing.T) {
 			newWorld(t, rt, quick(), root).run()
 		})
 	}
-	t.Run("disk", func(t *testing.T) { real(t, t.TempDir()) })
+	t.Run("disk", func(t *testing.T) { machine(t, t.TempDir()) })
 	t.Run("tmpfs", func(t *testing.T) {
 		testenv.Require(t, testenv.Tmpfs)
-		real(t, testenv.TmpfsDir)
+		machine(t, testenv.TmpfsDir)
 	})
 }
 
