@@ -1,10 +1,12 @@
 package tier
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
 
+	"millrace/internal/errs"
 	"millrace/internal/vfs"
 )
 
@@ -71,4 +73,39 @@ func TestCleanEndWithSpoiledPages(t *testing.T) {
 	s = openStore(t, dir, 16*mib, withFS(quick()))
 	checkLedger(t, s)
 	mustRead(t, s, f, 2)
+}
+
+// TestIndexGrowsOnFullDisk: a disk that has no room for the next piece of the
+// index gives none of it; what it gave before it said so is given back.
+func TestIndexGrowsOnFullDisk(t *testing.T) {
+	m := vfs.NewMem(32*mib, 1000)
+	s := openStore(t, "/cache", 16*mib, withFS(m))
+	d := s.dirs[0]
+	for i := 0; d.index.left() >= d.index.chunk/2; i++ {
+		fill(t, s, testFile(fmt.Sprint(i), "1", 1))
+	}
+	room, err := m.Statfs("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	others, err := m.View().OpenFile("/others", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := others.Fallocate(0, room.Free-15*room.BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	f := testFile("f", "1", 1)
+	if err := fillRange(s, f, f.Geometry().Whole()); !errors.Is(err, errs.NoSpace) {
+		t.Fatal(err)
+	}
+	name := segmentName(d.index.dir, d.index.position().segment)
+	if fi, err := m.Stat(name); err != nil || vfs.Allocated(fi) > d.indexFiles[name] {
+		t.Fatalf("the index takes %d bytes, %d are charged: %v", vfs.Allocated(fi), d.indexFiles[name], err)
+	}
+	if err := others.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s, f)
+	checkLedger(t, s)
 }
