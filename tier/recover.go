@@ -28,7 +28,8 @@ type recovery struct {
 	rebooted bool   // the last run ended with the machine's
 	clean    bool   // the last record says that the store was closed
 	torn     bool
-	suspects []suspect // pages behind the last checkpoint; only when rebooted
+	suspects []suspect      // pages behind the last checkpoint; only when rebooted
+	odd      map[*part]bool // parts whose file may have room that no page has
 
 	dropped, verified, held int
 }
@@ -46,7 +47,7 @@ type suspect struct {
 // adopt does the rest.
 func (d *dir) recover() (*recovery, error) {
 	start := time.Now()
-	r := &recovery{d: d, parts: map[uint64]*part{}, twins: map[block.FileID]*part{}}
+	r := &recovery{d: d, parts: map[uint64]*part{}, twins: map[block.FileID]*part{}, odd: map[*part]bool{}}
 	segments, snapshots, err := r.list()
 	if err != nil {
 		return nil, err
@@ -507,6 +508,9 @@ func (r *recovery) scanLeaf(top, leaf string) error {
 			p.flags |= partSeen
 			d.ledger.add(0, 1)
 			n++
+			if err := r.compare(p, name); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := r.hold(name); err != nil {
@@ -525,6 +529,24 @@ func (r *recovery) scanLeaf(top, leaf string) error {
 	bytes := max(d.leaves.need(number), roundUp(vfs.Allocated(fi), d.block)+d.block)
 	d.leaves.charged(number, bytes)
 	d.ledger.add(bytes, 2)
+	return nil
+}
+
+// compare notes a part whose file takes more than its recorded pages do, or is
+// not of the right length. After a clean end there is none. It comes with the
+// listing of the file's directory, since in another order the files' inodes
+// would be read from all over the disk.
+func (r *recovery) compare(p *part, name string) error {
+	if r.clean {
+		return nil
+	}
+	fi, err := r.d.fs.Stat(name)
+	if err != nil {
+		return err
+	}
+	if vfs.Allocated(fi) > r.d.partCharge(p) || fi.Size() != p.length {
+		r.odd[p] = true
+	}
 	return nil
 }
 
@@ -551,7 +573,7 @@ func (r *recovery) settle() error {
 	d := r.d
 	for _, p := range r.parts {
 		whole := !p.empty()
-		if whole && !r.clean {
+		if whole && r.odd[p] {
 			var err error
 			if whole, err = r.punchUnknown(p); err != nil {
 				return err
@@ -598,6 +620,7 @@ func (r *recovery) checkSuspects() error {
 				continue
 			}
 			r.dropped++
+			r.odd[p] = true // the room may be another page's, which has no record
 			if err := d.logDropPages(u, i, i+1); err != nil {
 				return err
 			}
