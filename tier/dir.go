@@ -73,6 +73,7 @@ type dir struct {
 	indexFiles map[string]int64 // bytes charged for each file of index/
 	snapshot   int64            // bytes of the last snapshot
 
+	unknown  atomic.Bool  // a file has more room than its recorded pages: the next start has to look
 	unsynced atomic.Int64 // bytes written since the last checkpoint
 	ioErrors atomic.Int64
 	warned   atomic.Bool // the first of a run of disk errors was logged
@@ -81,6 +82,7 @@ type dir struct {
 	held       []heldFile
 	superseded []*part                // older versions, first victims; may be dead by now
 	copies     map[block.FileID]*part // that movers make; their names are taken
+	untidy     map[*part]struct{}     // parts that upkeep has to come back to
 	heldNames  atomic.Uint64
 }
 
@@ -149,11 +151,12 @@ func (d *dir) open() (err error) {
 	if n, ok := fileNumbers(fi); ok {
 		d.device = n.device
 	}
+	most := min(int64(d.cfg.Capacity), room.Total) // a small disk has a small index, whatever it may take
 	d.block = max(room.BlockSize, 512)
 	d.leaves.block = d.block
 	d.index = indexLog{
 		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: d.store.opts.BootID,
-		chunk: roundUp(min(max(int64(d.cfg.Capacity)/256, 64<<10), 4<<20), d.block),
+		chunk: roundUp(min(max(most/256, 64<<10), 4<<20), d.block),
 	}
 	return d.probe()
 }
@@ -304,6 +307,9 @@ func (d *dir) overhead(u *unit) int64 {
 // charge is what a unit takes on the disk.
 func (d *dir) charge(u *unit) int64 {
 	n := roundUp(u.cachedBytes(), d.block)
+	for _, page := range u.spoiledPages() {
+		n += d.pageCost(u.part.geometry(), page)
+	}
 	if u.state.Load()&unitCharged != 0 {
 		n += d.overhead(u)
 	}

@@ -47,14 +47,18 @@
 //   - A backing file has one open file description in this process. A file
 //     that the kernel cannot prove to be ours alone (F_SETLEASE) is never a
 //     victim, and never truncated, punched or overwritten with other bytes;
-//     files that are dropped go to held/ and stay charged until the proof. A
-//     page that failed its checksum is punched without it: it was never
-//     given out. The scrubber writes into files that others have open, but
-//     nothing other than the bytes that the index has the checksum of.
+//     files that are dropped go to held/ and stay charged until the proof. The
+//     scrubber writes into files that others have open, but nothing other than
+//     the bytes that the index has the checksum of.
 //   - A page that the scrubber found damaged is checked at each read until it
 //     is repaired or dropped. It is dropped when its source has changed or
 //     gone, has other bytes under the same tag, or the disk does not take
 //     them; while its source does not answer it stays and is tried again.
+//   - A page that failed its checksum is spoiled: absent, and its room stays
+//     taken and charged until the page is filled again or its unit goes, or
+//     upkeep punches it with the proof and without a pin. A part that is
+//     evicted as a whole is never punched, for it is sent from its file and
+//     what waits in a socket's queue must not become zeros.
 //   - A part is in no directory until its first fill, and in the same one ever
 //     after; a move makes another part. A file that is found in two directories at the start keeps the
 //     copy with more pages, in the faster one if they are equal.

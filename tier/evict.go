@@ -121,8 +121,8 @@ func (d *dir) evict(u *unit) bool {
 	if p.has(partByBlock) {
 		changed = []uint32{u.word}
 		freed = d.evictBlock(p, u)
-		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() {
-			d.evictWhole(p)
+		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() && d.evictWhole(p) < 0 {
+			d.tidyLater(p) // it has no unit left that could be a victim
 		}
 	} else {
 		changed = p.changedBlocks()
@@ -227,15 +227,48 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	}
 	bytes, charge := u.cachedBytes(), d.charge(u)
 	d.queue.remove(u)
-	delete(p.set.blocks, u.word)
-	d.store.cachedBytes.Add(-bytes)
+	if p.has(partIndexed) { // else the recovery has not counted it yet
+		d.store.cachedBytes.Add(-bytes)
+	}
 	e := p.geometry().PagesExtent(first, end)
 	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
-		d.ioError("punch victim", err) // its room stays charged until the next start
+		d.ioError("punch victim", err)
+		for page := first; page < end; page++ {
+			if u.hasPage(page) {
+				u.clearPage(page)
+				d.spoil(u, page)
+			}
+		}
+		d.tidyLater(p)
 		return bytes
 	}
+	delete(p.set.blocks, u.word)
 	d.ledger.free(charge, 0)
 	return bytes
+}
+
+// spoil notes that the room of an absent page is taken all the same. p.mu is
+// held.
+func (d *dir) spoil(u *unit, page int64) {
+	u.spoil(page)
+	d.unknown.Store(true)
+}
+
+// addUnknown charges room of a file that no page has, until the next start.
+func (d *dir) addUnknown(bytes int64) {
+	d.ledger.add(bytes, 0)
+	d.unknown.Store(true)
+}
+
+// dropUnit forgets a block that nobody uses and that has no page. Where it
+// has room that is taken all the same, upkeep comes back to it. p.mu is held.
+func (d *dir) dropUnit(u *unit) {
+	if u.spoiledPages() != nil {
+		return
+	}
+	d.queue.remove(u)
+	d.ledger.free(d.charge(u), 0)
+	delete(u.part.set.blocks, u.word)
 }
 
 // detach takes a part out of the store at once: index, then held/; the file

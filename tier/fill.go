@@ -231,10 +231,7 @@ func (r *Reservation) begin(page int64, crc uint32) (f *openFile, cost int64, er
 		return nil, 0, err
 	}
 	u := p.unitOf(page)
-	cost = d.pageCost(p.geometry(), page)
-	if u.state.Load()&unitCharged == 0 {
-		cost += d.overhead(u)
-	}
+	cost = d.fillCost(u, page)
 	if r.released {
 		return nil, 0, errs.E(errs.Invalid, "fill", p.path(), errors.New("the reservation is released"))
 	}
@@ -282,13 +279,10 @@ func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (p
 		return false, nil
 	}
 	g := p.geometry()
-	used := d.pageCost(g, page)
-	if u.state.Load()&unitCharged == 0 {
-		used += d.overhead(u)
-		u.state.Or(unitCharged)
-	}
+	used := d.fillCost(u, page)
 	r.refund(cost - used)
 	d.ledger.written(used)
+	u.state.Or(unitCharged)
 	u.setPage(page, crc, true)
 	if p.has(partDead) { // dropped meanwhile: for the handles alone
 		d.ledger.hold(used)
@@ -350,13 +344,35 @@ func (r *Reservation) fail(f *openFile, page, cost int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f.refs--
-	lost := r.d.failure() != nil && !p.has(partCreated) // the file may be the next directory's
-	if p.unitOf(page).hasPage(page) || lost || r.d.punchPage(f, p.geometry(), page) {
+	d, u := r.d, p.unitOf(page)
+	lost := d.failure() != nil && !p.has(partCreated) // the file may be the next directory's
+	// Nobody reads a page that never was present: it may be punched at once.
+	if u.hasPage(page) || lost || !u.isSpoiled(page) && d.punchPage(f, p.geometry(), page) {
 		r.refund(cost)
 		return
 	}
-	// The room may be taken: it stays charged until the next start.
-	r.d.ledger.written(cost)
+	used := d.fillCost(u, page)
+	r.refund(cost - used)
+	d.ledger.written(used)
+	u.state.Or(unitCharged)
+	d.spoil(u, page)
+	if p.has(partDead) {
+		d.ledger.hold(used)
+		return
+	}
+	d.tidyLater(p)
+}
+
+// fillCost is what u will take more when page is filled.
+func (d *dir) fillCost(u *unit, page int64) int64 {
+	var n int64
+	if !u.isSpoiled(page) {
+		n = d.pageCost(u.part.geometry(), page)
+	}
+	if u.state.Load()&unitCharged == 0 {
+		n += d.overhead(u)
+	}
+	return n
 }
 
 // appendPart appends the part's record.

@@ -93,10 +93,10 @@ func (s *Store) unpin(p *part, first, end int64) {
 	p.each(first, end, func(u *unit) {
 		if u.pins.Add(-1) == 0 && p.has(partByBlock) && !p.has(partDead) && u.count() == 0 {
 			if d != nil {
-				d.ledger.free(d.charge(u), 0)
-				d.queue.remove(u)
+				d.dropUnit(u)
+			} else {
+				delete(p.set.blocks, u.word)
 			}
-			delete(p.set.blocks, u.word)
 		}
 	})
 	p.refs--
@@ -137,6 +137,7 @@ func (d *dir) dropEmpty(p *part) {
 	}
 	if _, err := d.detachLocked(p); err != nil {
 		d.ioError("drop", err)
+		d.tidyLater(p)
 	}
 }
 
@@ -414,8 +415,9 @@ func (h *Handle) giveUp(page int64) bool {
 	return true
 }
 
-// dropPage makes a page absent and gives its room back. gate and p.mu are
-// held.
+// dropPage makes a page absent. Its room stays taken until the page is filled
+// again or its unit goes: somebody may be reading or sending it, or have the
+// file open, and must not see zeros. gate and p.mu are held.
 func (d *dir) dropPage(p *part, u *unit, page int64) {
 	dead := p.has(partDead)
 	if p.has(partLogged) && !dead {
@@ -423,21 +425,13 @@ func (d *dir) dropPage(p *part, u *unit, page int64) {
 			d.ioError("drop page", err)
 		}
 	}
-	g := p.geometry()
 	u.clearPage(page)
-	if !dead {
-		d.store.cachedBytes.Add(-g.Page(page).Length)
-	}
-	// Whoever else has it pinned may be reading or sending it, and must not
-	// see zeros.
-	if p.file == nil || u.pins.Load() > 1 || !d.punchPage(p.file, g, page) {
-		return // the room stays charged until the next start
-	}
-	cost := d.pageCost(g, page)
-	d.ledger.free(cost, 0)
+	d.spoil(u, page)
 	if dead {
-		d.ledger.hold(-cost)
+		return
 	}
+	d.store.cachedBytes.Add(-p.geometry().Page(page).Length)
+	d.tidyLater(p)
 }
 
 // punchPage gives the room of one page back, and says if it did.

@@ -183,24 +183,15 @@ type lostPart struct {
 // gate is held, and it takes no new ones, for it has failed.
 func (s *Store) forgetAll(d *dir) []lostPart {
 	var lost []lostPart
-	var parts []*part
-	for i := range s.shards {
-		sh := &s.shards[i]
-		parts = parts[:0]
-		sh.mu.RLock()
-		for _, p := range sh.parts {
-			parts = append(parts, p)
+	_ = s.eachPart(func(p *part) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.dirIndex == d.num && !p.has(partDead) {
+			lost = append(lost, lostPart{p.id, p.changedBlocks()})
+			d.lose(p)
 		}
-		sh.mu.RUnlock()
-		for _, p := range parts {
-			p.mu.Lock()
-			if p.dirIndex == d.num && !p.has(partDead) {
-				lost = append(lost, lostPart{p.id, p.changedBlocks()})
-				d.lose(p)
-			}
-			p.mu.Unlock()
-		}
-	}
+		return nil
+	})
 	for _, p := range d.copyParts() {
 		p.mu.Lock()
 		if !p.has(partDead) {

@@ -183,6 +183,37 @@ func mustRead(t testing.TB, s *Store, f File, want int) {
 	}
 }
 
+// tester is what testing.T and rapid.T have in common.
+type tester interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// fsUse is diskUse on any file system, faults apart.
+func fsUse(t tester, fsys vfs.FS, name string) int64 {
+	t.Helper()
+	if f, ok := fsys.(*vfs.FaultyFS); ok {
+		fsys = f.FS
+	}
+	fi, err := fsys.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := vfs.Allocated(fi)
+	if !fi.IsDir() {
+		return total
+	}
+	entries, err := fsys.ReadDir(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		total += fsUse(t, fsys, filepath.Join(name, e.Name()))
+	}
+	return total
+}
+
 // diskUse is what du says of a directory, in bytes.
 func diskUse(t testing.TB, dir string) int64 {
 	t.Helper()
@@ -211,7 +242,7 @@ func diskUse(t testing.TB, dir string) int64 {
 }
 
 // checkLedger compares the ledgers with the disks and with the parts.
-func checkLedger(t testing.TB, s *Store) {
+func checkLedger(t tester, s *Store) {
 	t.Helper()
 	var charges [maxNumbers]int64
 	var cached int64
@@ -242,13 +273,13 @@ func checkLedger(t testing.TB, s *Store) {
 	}
 }
 
-func checkDirLedger(t testing.TB, d *dir, parts int64) {
+func checkDirLedger(t tester, d *dir, parts int64) {
 	t.Helper()
 	st := d.ledger.state()
 	if st.used > int64(d.cfg.Capacity) {
 		t.Fatalf("ledger has %d bytes, capacity is %d", st.used, d.cfg.Capacity)
 	}
-	if du := diskUse(t, d.root); du > st.used {
+	if du := fsUse(t, d.fs, d.root); du > st.used {
 		t.Fatalf("disk has %d bytes, ledger %d", du, st.used)
 	}
 	var index int64

@@ -158,7 +158,8 @@ func (l *indexLog) extend() error {
 	}
 	start := max(l.room, l.off)
 	if err := l.file.Fallocate(start, l.chunk); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return fmt.Errorf("extend index: %w", err)
+		// A full disk may have given a part of it.
+		return errors.Join(fmt.Errorf("extend index: %w", err), l.file.PunchHole(start, l.chunk))
 	}
 	l.room = start + l.chunk
 	return nil

@@ -22,14 +22,15 @@ const (
 	unitSuperseded                    // whole part: it is on the list of older versions
 	unitNamed                         // the policy has it on a list of first victims; changed under the policy's lock
 	unitMissed                        // the policy's adviser did not know it the last time it was asked
+	unitSpoiled                       // single-page unit: the page is absent, its room is taken; changed under part.mu
 )
 
 // Beside the bits, the state of a whole part counts its readings for
-// promotion: in bits 8 to 15 how many, in 16 to 23 the window of time in
+// promotion: in bits 16 to 23 how many, in 24 to 31 the window of time in
 // which. Changed under part.mu.
 const (
-	hitsShift   = 8
-	windowShift = 16
+	hitsShift   = 16
+	windowShift = 24
 	hitsMask    = 0xff << hitsShift
 	windowMask  = 0xff << windowShift
 	maxHits     = 0xff
@@ -52,6 +53,7 @@ type unit struct {
 // part. Guarded by part.mu.
 type pageSet struct {
 	present, verified []uint64
+	spoiled           []uint64 // absent, and their room is taken; nil while there are none
 	crcs              []uint32
 	count             int              // pages present
 	blocks            map[uint32]*unit // of a large part; such a set has no pages itself
@@ -212,11 +214,12 @@ func (u *unit) crcOf(page int64) uint32 {
 	return u.set.crcs[u.slot(page)]
 }
 
-// setPage makes page present.
+// setPage makes page present. Its room is the page's again if it was spoiled.
 func (u *unit) setPage(page int64, crc uint32, verified bool) {
 	first, end := u.unitPages()
 	if end-first == 1 && !u.part.has(partByBlock) {
 		u.word = crc
+		u.state.And(^unitSpoiled)
 		u.state.Or(unitPresent)
 		u.setVerified(page, verified)
 		return
@@ -228,6 +231,9 @@ func (u *unit) setPage(page int64, crc uint32, verified bool) {
 	if u.set.present[i/64]&(1<<(i%64)) == 0 {
 		u.set.present[i/64] |= 1 << (i % 64)
 		u.set.count++
+	}
+	if u.set.spoiled != nil {
+		u.set.spoiled[i/64] &^= 1 << (i % 64)
 	}
 	u.set.crcs[i] = crc
 	u.setVerified(page, verified)
@@ -264,9 +270,64 @@ func (u *unit) clearPage(page int64) {
 	u.set.verified[i/64] &^= 1 << (i % 64)
 }
 
+// spoil notes that the room of an absent page is taken all the same: what is
+// there may not be punched now.
+func (u *unit) spoil(page int64) {
+	first, end := u.unitPages()
+	if end-first == 1 && !u.part.has(partByBlock) {
+		u.state.Or(unitSpoiled)
+		return
+	}
+	if u.set == nil {
+		u.set = newPageSet(end - first)
+	}
+	if u.set.spoiled == nil {
+		u.set.spoiled = make([]uint64, len(u.set.present))
+	}
+	i := page - first
+	u.set.spoiled[i/64] |= 1 << (i % 64)
+}
+
+// unspoil notes that the room of a spoiled page was given back.
+func (u *unit) unspoil(page int64) {
+	if u.set == nil {
+		u.state.And(^unitSpoiled)
+		return
+	}
+	i := u.slot(page)
+	u.set.spoiled[i/64] &^= 1 << (i % 64)
+}
+
+// isSpoiled reports whether page is absent and its room is taken.
+func (u *unit) isSpoiled(page int64) bool {
+	if u.set == nil {
+		return u.state.Load()&unitSpoiled != 0
+	}
+	if u.set.spoiled == nil {
+		return false
+	}
+	i := u.slot(page)
+	return u.set.spoiled[i/64]&(1<<(i%64)) != 0
+}
+
+// spoiledPages returns the pages of u that are absent and whose room is taken.
+func (u *unit) spoiledPages() []int64 {
+	if u.state.Load()&unitSpoiled == 0 && (u.set == nil || u.set.spoiled == nil) {
+		return nil
+	}
+	var pages []int64
+	first, end := u.unitPages()
+	for page := first; page < end; page++ {
+		if u.isSpoiled(page) {
+			pages = append(pages, page)
+		}
+	}
+	return pages
+}
+
 // clearAll makes all pages absent and gives their memory back.
 func (u *unit) clearAll() {
-	u.state.And(^(unitPresent | unitVerified | unitCharged | unitVisited))
+	u.state.And(^(unitPresent | unitVerified | unitCharged | unitVisited | unitSpoiled))
 	if u.set != nil && u.set.blocks == nil {
 		u.set = nil
 	}

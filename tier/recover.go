@@ -28,7 +28,8 @@ type recovery struct {
 	rebooted bool   // the last run ended with the machine's
 	clean    bool   // the last record says that the store was closed
 	torn     bool
-	suspects []suspect // pages behind the last checkpoint; only when rebooted
+	suspects []suspect      // pages behind the last checkpoint; only when rebooted
+	odd      map[*part]bool // parts whose file may have room that no page has
 
 	dropped, verified, held int
 }
@@ -46,7 +47,7 @@ type suspect struct {
 // adopt does the rest.
 func (d *dir) recover() (*recovery, error) {
 	start := time.Now()
-	r := &recovery{d: d, parts: map[uint64]*part{}, twins: map[block.FileID]*part{}}
+	r := &recovery{d: d, parts: map[uint64]*part{}, twins: map[block.FileID]*part{}, odd: map[*part]bool{}}
 	segments, snapshots, err := r.list()
 	if err != nil {
 		return nil, err
@@ -235,6 +236,7 @@ func (r *recovery) readFile(name, magic string) (size int64, err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	ended := magic == segmentMagic
+	r.clean = false // a run has begun; what it wrote may have no record
 	valid, torn, err := readRecords(f, magic, func(rec *record, end int64) error {
 		ended = ended || rec.Type == recordEnd
 		return r.apply(rec, end)
@@ -506,6 +508,9 @@ func (r *recovery) scanLeaf(top, leaf string) error {
 			p.flags |= partSeen
 			d.ledger.add(0, 1)
 			n++
+			if err := r.compare(p, name); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := r.hold(name); err != nil {
@@ -524,6 +529,24 @@ func (r *recovery) scanLeaf(top, leaf string) error {
 	bytes := max(d.leaves.need(number), roundUp(vfs.Allocated(fi), d.block)+d.block)
 	d.leaves.charged(number, bytes)
 	d.ledger.add(bytes, 2)
+	return nil
+}
+
+// compare notes a part whose file takes more than its recorded pages do, or is
+// not of the right length. After a clean end there is none. It comes with the
+// listing of the file's directory, since in another order the files' inodes
+// would be read from all over the disk.
+func (r *recovery) compare(p *part, name string) error {
+	if r.clean {
+		return nil
+	}
+	fi, err := r.d.fs.Stat(name)
+	if err != nil {
+		return err
+	}
+	if vfs.Allocated(fi) > r.d.partCharge(p) || fi.Size() != p.length {
+		r.odd[p] = true
+	}
 	return nil
 }
 
@@ -549,23 +572,20 @@ func (r *recovery) settle() error {
 	}
 	d := r.d
 	for _, p := range r.parts {
-		if p.empty() {
-			d.ledger.free(0, 1)
-			if err := r.lose(p); err != nil {
+		whole := !p.empty()
+		if whole && r.odd[p] {
+			var err error
+			if whole, err = r.punchUnknown(p); err != nil {
 				return err
 			}
-			if err := r.hold(d.partName(p.id)); err != nil {
+		}
+		if !whole {
+			if err := r.giveUp(p); err != nil {
 				return err
 			}
 			continue
 		}
-		charge := d.partCharge(p)
-		if !r.clean {
-			if err := r.punchUnknown(p, charge); err != nil {
-				return err
-			}
-		}
-		d.ledger.add(charge, 0)
+		d.ledger.add(d.partCharge(p), 0)
 		p.flags &^= partSeen
 	}
 	return nil
@@ -600,46 +620,84 @@ func (r *recovery) checkSuspects() error {
 				continue
 			}
 			r.dropped++
+			r.odd[p] = true // the room may be another page's, which has no record
 			if err := d.logDropPages(u, i, i+1); err != nil {
 				return err
 			}
 			r.dropPages(p, i, i+1)
 			if !d.punchPage(f, g, i) {
-				d.ledger.add(d.pageCost(g, i), 0)
+				d.spoil(p.makeUnit(i), i)
+				d.tidyLater(p)
 			}
 		}
 	}
 	return nil
 }
 
+// giveUp drops a part whose file is there.
+func (r *recovery) giveUp(p *part) error {
+	d := r.d
+	d.letGo(p)
+	d.ledger.free(0, 1)
+	if err := r.lose(p); err != nil {
+		return err
+	}
+	return r.hold(d.partName(p.id))
+}
+
 // punchUnknown gives the room of pages back that were written but not
-// recorded, if the file takes more than its recorded pages do.
-func (r *recovery) punchUnknown(p *part, charge int64) error {
+// recorded, if the file takes more than its recorded pages do. Where somebody
+// has the file open, that room stays charged until the next start. It reports
+// false for a file that is not what the index says and cannot be made so.
+func (r *recovery) punchUnknown(p *part) (ok bool, err error) {
 	d := r.d
 	fi, err := d.fs.Stat(d.partName(p.id))
 	if err != nil {
-		return err
+		return false, err
 	}
-	if vfs.Allocated(fi) <= charge && fi.Size() == p.length {
-		return nil
+	excess := max(0, vfs.Allocated(fi)-d.partCharge(p))
+	if excess == 0 && fi.Size() == p.length {
+		return true, nil
 	}
 	f, err := d.openPart(p)
 	if err != nil {
-		return err
+		return false, err
 	}
+	if err := d.prove(f); err != nil {
+		if fi.Size() != p.length {
+			return false, nil
+		}
+		d.addUnknown(excess)
+		return true, nil
+	}
+	defer d.unprove(f)
 	if fi.Size() != p.length {
 		if err := f.Truncate(p.length); err != nil {
-			return err
+			return false, err
 		}
 	}
 	for _, e := range p.missingRuns(0, p.geometry().Pages()) {
 		if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
 			d.ioError("punch unrecorded pages", err)
-			d.ledger.add(max(0, vfs.Allocated(fi)-charge), 0)
-			return nil
+			d.addUnknown(excess)
+			return true, nil
 		}
 	}
-	return nil
+	return true, nil
+}
+
+// begin makes this run's segment durable before the run keeps anything: should
+// the machine stop, the next start must not take the clean end of an earlier
+// run for the end of this one.
+func (r *recovery) begin() error {
+	index := &r.d.index
+	if err := index.start(); err != nil {
+		return err
+	}
+	if err := index.sync(); err != nil {
+		return err
+	}
+	return r.d.fs.SyncDir(index.dir)
 }
 
 // openLog starts this run's segment. On a full disk it gives up victims until
@@ -649,7 +707,7 @@ func (r *recovery) openLog() error {
 	for {
 		err := d.rotate()
 		if err == nil {
-			return d.index.start()
+			return r.begin()
 		}
 		if !isNoSpace(err) {
 			return err

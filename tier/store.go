@@ -257,6 +257,7 @@ func (s *Store) upkeep() {
 		if err := d.compact(false); err != nil {
 			d.ioError("compact index", err)
 		}
+		d.tidy()
 		d.sweepHeld()
 		d.refreshLimits()
 		d.shrink()

@@ -54,6 +54,99 @@ func (d *dir) unverifyAll() {
 	}
 }
 
+// eachPart calls fn with each part until fn fails. Parts that come meanwhile
+// may be left out.
+func (s *Store) eachPart(fn func(p *part) error) error {
+	var parts []*part
+	for i := range s.shards {
+		sh := &s.shards[i]
+		parts = parts[:0]
+		sh.mu.RLock()
+		for _, p := range sh.parts {
+			parts = append(parts, p)
+		}
+		sh.mu.RUnlock()
+		for _, p := range parts {
+			if err := fn(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// tidyLater has upkeep come back to a part that has spoiled pages, or that was
+// left empty. A part that is evicted as a whole keeps its spoiled pages: it may
+// be sent from its file, and what sits in a socket's queue must not become
+// zeros.
+func (d *dir) tidyLater(p *part) {
+	if !p.has(partByBlock) && !p.empty() {
+		return
+	}
+	d.heldMu.Lock()
+	defer d.heldMu.Unlock()
+	if d.untidy == nil {
+		d.untidy = map[*part]struct{}{}
+	}
+	d.untidy[p] = struct{}{}
+}
+
+// tidy gives the room of spoiled pages back and drops parts that are empty.
+// What somebody uses, or what fails, is left for the next round.
+func (d *dir) tidy() {
+	d.heldMu.Lock()
+	parts := d.untidy
+	d.untidy = nil
+	d.heldMu.Unlock()
+	for p := range parts {
+		d.punchSpoiled(p)
+		d.dropEmpty(p)
+	}
+}
+
+// punchSpoiled punches the spoiled pages of blocks that nobody has pinned, if
+// the kernel proves that nobody else has the file.
+func (d *dir) punchSpoiled(p *part) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var units []*unit
+	p.all(func(u *unit) {
+		if u.spoiledPages() != nil {
+			units = append(units, u)
+		}
+	})
+	if p.has(partDead) || !p.has(partByBlock) || units == nil {
+		return
+	}
+	f, err := d.openPart(p)
+	if err == nil {
+		err = d.prove(f)
+	}
+	if err != nil {
+		d.tidyLater(p)
+		return
+	}
+	defer d.unprove(f)
+	g := p.geometry()
+	for _, u := range units {
+		if u.pins.Load() > 0 {
+			d.tidyLater(p)
+			continue
+		}
+		for _, page := range u.spoiledPages() {
+			if !d.punchPage(f, g, page) {
+				d.tidyLater(p)
+				return
+			}
+			u.unspoil(page)
+			d.ledger.free(d.pageCost(g, page), 0)
+		}
+		if u.count() == 0 {
+			d.dropUnit(u)
+		}
+	}
+}
+
 // shrink evicts down to the limit, when others filled the file system.
 func (d *dir) shrink() {
 	d.roomMu.Lock()
@@ -223,32 +316,55 @@ func (d *dir) writeSnapshot() (err error) {
 // writeAll writes all parts, the next victims first, so that the order of the
 // policy survives a restart.
 func (w *snapshotWriter) writeAll() error {
-	large := map[*part]bool{} // whose part record is written
+	err := w.d.store.eachPart(func(p *part) error {
+		w.addPartByBlock(p)
+		return w.flushPiece()
+	})
+	if err != nil {
+		return err
+	}
 	for _, u := range w.d.queue.units() {
-		w.addUnit(u, large)
-		if len(w.buf) >= snapshotPiece {
-			if err := w.flush(); err != nil {
-				return err
-			}
+		w.addUnit(u)
+		if err := w.flushPiece(); err != nil {
+			return err
 		}
 	}
 	w.buf = appendFrame(w.buf, &record{Type: recordEnd, Records: w.records})
 	return w.flush()
 }
 
-func (w *snapshotWriter) addUnit(u *unit, large map[*part]bool) {
+func (w *snapshotWriter) flushPiece() error {
+	if len(w.buf) < snapshotPiece {
+		return nil
+	}
+	return w.flush()
+}
+
+// addPartByBlock writes the record of a part that is evicted by block. It may
+// have no block now, and be filled again with no other record of it in the
+// log.
+func (w *snapshotWriter) addPartByBlock(p *part) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.has(partByBlock) && p.has(partLogged) && !p.has(partDead) && w.d.store.dirOf(p) == w.d {
+		w.buf = appendPart(w.buf, p)
+		w.records++
+	}
+}
+
+// addUnit writes the pages of u, and before them the record of a part that is
+// evicted as a whole. Such a part is written without pages, too, when those
+// failed their checks: they may be filled again.
+func (w *snapshotWriter) addUnit(u *unit) {
 	p := u.part
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.has(partDead) || u.count() == 0 {
+	if p.has(partDead) {
 		return
 	}
-	if !p.has(partByBlock) || !large[p] {
+	if !p.has(partByBlock) {
 		w.buf = appendPart(w.buf, p)
 		w.records++
-		if p.has(partByBlock) {
-			large[p] = true
-		}
 	}
 	var flags uint8
 	if u.state.Load()&unitVisited != 0 {
@@ -306,7 +422,11 @@ func (d *dir) close() error {
 	defer d.upkeepMu.Unlock()
 	// No record may come behind the last one.
 	d.gate.Lock()
-	err := d.checkpointLocked(flagClean)
+	var flags uint8
+	if !d.unknown.Load() {
+		flags = flagClean
+	}
+	err := d.checkpointLocked(flags)
 	if err == nil {
 		err = d.index.sync()
 	}

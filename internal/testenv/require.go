@@ -9,10 +9,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // RequireEnv is the environment variable that lists the needs, separated by
-// commas, that must not be missing: "s3", "fuse", "root", or "all".
+// commas, that must not be missing: "s3", "fuse", "root", "tmpfs", or "all".
 const RequireEnv = "MILLRACE_REQUIRE"
 
 // ServerEnv is the environment variable that names the S3 server's binary.
@@ -21,11 +23,18 @@ const ServerEnv = "MILLRACE_VERSITYGW"
 // Need is something that a test cannot do without.
 type Need string
 
+// TmpfsDir is where tests make directories of their own on a tmpfs.
+const TmpfsDir = "/dev/shm"
+
+// tmpfsRoom is what must be free there, in bytes.
+const tmpfsRoom = 256 << 20
+
 // The needs that Require knows.
 const (
-	S3Server Need = "s3"   // the versitygw binary
-	Fuse     Need = "fuse" // /dev/fuse, and the right to mount
-	Root     Need = "root" // effective user ID 0
+	S3Server Need = "s3"    // the versitygw binary
+	Fuse     Need = "fuse"  // /dev/fuse, and the right to mount
+	Root     Need = "root"  // effective user ID 0
+	Tmpfs    Need = "tmpfs" // TmpfsDir is one, with room for tests
 )
 
 // Require skips the test when one of the needs is missing, and says which; it
@@ -62,6 +71,8 @@ func (n Need) check() error {
 			return fmt.Errorf("the effective user ID is %d", uid)
 		}
 		return nil
+	case Tmpfs:
+		return checkTmpfs()
 	default:
 		return fmt.Errorf("the need %q is unknown", string(n))
 	}
@@ -84,6 +95,20 @@ func checkFuse() error {
 		}
 	}
 	return errors.New("neither root nor fusermount can mount")
+}
+
+func checkTmpfs() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(TmpfsDir, &st); err != nil {
+		return fmt.Errorf("%s: %w", TmpfsDir, err)
+	}
+	if st.Type != unix.TMPFS_MAGIC {
+		return fmt.Errorf("%s is no tmpfs", TmpfsDir)
+	}
+	if free := st.Bavail * uint64(st.Bsize); free < tmpfsRoom {
+		return fmt.Errorf("%s has %d MiB free, %d are needed", TmpfsDir, free>>20, tmpfsRoom>>20)
+	}
+	return unix.Access(TmpfsDir, unix.W_OK)
 }
 
 // serverBinary finds the S3 server: where MILLRACE_VERSITYGW says, else in
