@@ -89,6 +89,8 @@ type ClientConfig struct {
 	BootID   string `toml:"-"`
 	WorkerID string `toml:"-"`
 	Token    []byte `toml:"-"` // reserved for security
+	// Peer names the server in errors; empty is the address that is dialed.
+	Peer string `toml:"-"`
 }
 
 // DefaultClientConfig returns the values that suit clients and workers.

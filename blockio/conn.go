@@ -60,6 +60,9 @@ func Dial(ctx context.Context, network, addr string, cfg ClientConfig) (*Conn, e
 		}
 		return nil, errs.E(kind, "shake hands with", addr, err)
 	}
+	if cfg.Peer != "" {
+		addr = cfg.Peer
+	}
 	return newConn(nc, addr, cfg, hello), nil
 }
 

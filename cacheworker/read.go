@@ -25,7 +25,7 @@ const corruptTries = 3
 // served here.
 func (w *Worker) Open(ctx context.Context, t *block.Ticket) (blockio.File, error) {
 	if err := w.admit(ctx, t); err != nil {
-		return nil, errs.Wrap(err, "open", t.Path)
+		return nil, err
 	}
 	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID)}, nil
 }
@@ -89,7 +89,7 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 		piece := block.Extent{Offset: rest.Offset, Length: min(rest.Length, pieceSize-rest.Offset%pieceSize)}
 		rest = block.Extent{Offset: piece.End(), Length: rest.End() - piece.End()}
 		if err := r.piece(ctx, piece, f.next(req, piece, rest)); err != nil {
-			return errs.Wrap(err, "read", f.t.Path)
+			return err
 		}
 		f.w.counters.bytesServed.Add(piece.Length)
 	}

@@ -25,6 +25,9 @@ const (
 	// idleTicketBytes bounds the tickets of idle handles on a connection.
 	idleTicketBytes = 4 << 20
 	ticketOverhead  = 128 // of a ticket beside its texts, in bytes
+	// smallFile is up to which length a file is registered and read with one
+	// request.
+	smallFile = 1 << 20
 )
 
 // workers are the connections to the workers, by worker.
@@ -214,17 +217,20 @@ func (w *worker) slot(t *block.Ticket) *slot {
 // dial connects to a worker: through its socket if it is on this host.
 func (w *workers) dial(ctx context.Context, m *member) (*dataConn, error) {
 	cfg := blockio.DefaultClientConfig()
-	cfg.BootID = w.bootID
+	cfg.BootID, cfg.Peer = w.bootID, m.data
 	var c *blockio.Conn
 	var err error
 	if w.local(m) {
 		c, err = blockio.Dial(ctx, "unix", m.unix, cfg)
 	}
-	if c == nil {
-		var tcpErr error
-		if c, tcpErr = blockio.Dial(ctx, "tcp", m.data, cfg); tcpErr != nil {
-			return nil, errors.Join(err, tcpErr)
-		}
+	if c == nil { // its socket may be out of reach, as from a container
+		c, err = blockio.Dial(ctx, "tcp", m.data, cfg)
+	}
+	if e, ok := errors.AsType[*errs.Error](err); ok && e.Kind == errs.Unavailable {
+		return nil, e.WithHint("is the worker running? millrace status tells")
+	}
+	if err != nil {
+		return nil, err
 	}
 	if id := c.Hello().WorkerID; id != m.id {
 		_ = c.Close() // the mistake says more
@@ -288,6 +294,7 @@ func (s *slot) close() {
 // wire is what is used of a *blockio.Conn.
 type wire interface {
 	Open(ctx context.Context, t *block.Ticket) (uint32, error)
+	OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) (handle uint32, err error)
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
 	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
@@ -330,11 +337,15 @@ func newDataConn(w wire, maxIdle int) *dataConn {
 }
 
 func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) error {
-	h, err := c.acquire(ctx, t)
+	first := firstRead{p: p, off: off, o: o}
+	h, err := c.acquire(ctx, t, &first)
 	if err != nil {
 		return err
 	}
 	defer c.release(h)
+	if first.done {
+		return nil
+	}
 	n, err := c.ReadAt(ctx, h.id, p, off, o)
 	if err == nil && n < len(p) {
 		err = errs.E(errs.Corrupt, "read", "", fmt.Errorf("%d bytes came, %d were asked for", n, len(p)))
@@ -343,7 +354,7 @@ func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off in
 }
 
 func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket) (*os.File, int64, error) {
-	h, err := c.acquire(ctx, t)
+	h, err := c.acquire(ctx, t, nil)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -351,12 +362,34 @@ func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket) (*os.File, i
 	return c.Descriptor(ctx, h.id)
 }
 
+// firstRead is a read that goes with the registration of a file that is not
+// registered yet, if the file is small: others who want it wait for both.
+type firstRead struct {
+	p    []byte
+	off  int64
+	o    blockio.ReadOptions
+	done bool
+}
+
+// open registers the ticket's file, with its first read where there is one.
+func (c *dataConn) open(ctx context.Context, t *block.Ticket, first *firstRead) (uint32, error) {
+	if first != nil && t.Length <= smallFile {
+		id, err := c.OpenRead(ctx, t, first.p, first.off, first.o)
+		if !errors.Is(err, errs.Unsupported) {
+			first.done = err == nil
+			return id, err
+		}
+	}
+	return c.Open(ctx, t)
+}
+
 // acquire returns a handle for the ticket's file, which release gives back.
-func (c *dataConn) acquire(ctx context.Context, t *block.Ticket) (*handle, error) {
+// first may be nil.
+func (c *dataConn) acquire(ctx context.Context, t *block.Ticket, first *firstRead) (*handle, error) {
 	for {
 		h, mine := c.find(t)
 		if mine {
-			h.id, h.err = c.Open(ctx, t)
+			h.id, h.err = c.open(ctx, t, first)
 			close(h.opened)
 		} else {
 			select {
