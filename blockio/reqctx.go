@@ -60,8 +60,15 @@ func (c *requestContext) Err() error {
 	return c.err
 }
 
-// Value implements context.Context.
-func (c *requestContext) Value(key any) any { return c.parent.Value(key) }
+// Value implements context.Context. It is also asked by what was derived with
+// WithoutCancel and outlives the request; by then c may be another request's,
+// whose values are the same: those of the server.
+func (c *requestContext) Value(key any) any {
+	c.mu.Lock()
+	parent := c.parent
+	c.mu.Unlock()
+	return parent.Value(key)
+}
 
 // cancel ends c with err; only the first call counts.
 func (c *requestContext) cancel(err error) {

@@ -64,3 +64,29 @@ func TestRequestContext(t *testing.T) {
 		<-e.Done()
 	})
 }
+
+// What a request left behind may ask for values while its context is another
+// request's.
+func TestRequestContextIsAskedLater(t *testing.T) {
+	parent := context.WithValue(t.Context(), ctxKey{}, "v")
+	var c requestContext
+	c.start(parent, time.Now().Add(time.Minute))
+	left := context.WithoutCancel(&c)
+	if !c.finish() {
+		t.Fatal("not usable again")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 1000 {
+			if left.Value(ctxKey{}) != "v" {
+				t.Error("the value is gone")
+			}
+		}
+	}()
+	for range 1000 {
+		c.start(parent, time.Now().Add(time.Minute))
+		c.finish()
+	}
+	<-done
+}
