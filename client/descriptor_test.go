@@ -211,6 +211,9 @@ func TestDescriptorTouches(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := f.Close(); err != nil { // its reads have one, too
+		t.Fatal(err)
+	}
 	if all := told(true); all != nil {
 		t.Errorf("uses of an idle descriptor were told: %v", all)
 	}

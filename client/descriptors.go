@@ -165,6 +165,9 @@ func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 	if err != nil {
 		return nil, errs.Wrap(err, op, f.entry.Path)
 	}
+	if f.local.Load() == nil {
+		f.readFrom(s.share(d))
+	}
 	return d, nil
 }
 
@@ -259,6 +262,18 @@ func (s *descriptors) makeRoom() bool {
 	return true
 }
 
+// share returns another descriptor for the same use of the file.
+func (s *descriptors) share(d *Descriptor) *Descriptor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.shared.users++
+	return s.descriptor(d.shared)
+}
+
+func (s *descriptors) descriptor(f *sharedFile) *Descriptor {
+	return &Descriptor{File: f.file, Base: f.base, Length: f.length, of: s, shared: f}
+}
+
 // use adds a user. The caller holds s.mu.
 func (s *descriptors) use(f *sharedFile) *Descriptor {
 	if f.idle != nil {
@@ -267,7 +282,7 @@ func (s *descriptors) use(f *sharedFile) *Descriptor {
 	}
 	f.users++
 	s.touch(f)
-	return &Descriptor{File: f.file, Base: f.base, Length: f.length, of: s, shared: f}
+	return s.descriptor(f)
 }
 
 // touch notes one use. The caller holds s.mu.

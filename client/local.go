@@ -42,11 +42,16 @@ func (f *File) seekLocal(n int64) {
 
 func (f *File) findLocal(ctx context.Context) {
 	defer f.asking.Store(false)
-	d, err := f.Descriptor(ctx)
-	if err != nil {
-		return // it is remembered, and the worker goes on to serve
+	if d, err := f.Descriptor(ctx); err == nil { // a failure is remembered, and the worker goes on to serve
+		_ = d.Close() // the reads have theirs
 	}
-	f.local.Store(d)
+}
+
+// readFrom lets the reads use d, unless they have a descriptor already.
+func (f *File) readFrom(d *Descriptor) {
+	if !f.local.CompareAndSwap(nil, d) {
+		_ = d.Close() // was not used
+	}
 	if f.closed.Load() {
 		f.leaveLocal()
 	}
