@@ -36,7 +36,7 @@ func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64,
 // ignored: clients tell of what they used, which may be gone by now.
 func (w *Worker) Touch(_ context.Context, touches []blockio.Touch) error {
 	for i := range touches {
-		w.tier.Touch(touches[i].FileID, int64(touches[i].Count))
+		w.tier.Touch(touches[i].FileID, int(touches[i].Count))
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"syscall"
 
-	"millrace/block"
 	"millrace/internal/errs"
 	"millrace/internal/vfs"
 )
@@ -33,9 +32,11 @@ const heldShare = 2
 // cannot be opened.
 func (h *Handle) HandOut() (fd *os.File, base, length int64, err error) {
 	const op = "hand out"
-	p, d := h.p, h.d
+	p, d := h.p, h.dir()
 	g := p.geometry()
 	switch {
+	case d == nil:
+		return nil, 0, 0, errs.E(errs.NotCached, op, p.path(), nil)
 	case h.first != 0 || h.end != g.Pages():
 		return nil, 0, 0, errs.E(errs.Invalid, op, p.path(), errors.New("the handle has a part of the file"))
 	case g.Length == 0:
@@ -48,7 +49,7 @@ func (h *Handle) HandOut() (fd *os.File, base, length int64, err error) {
 	if err := h.checkUnchecked(); err != nil {
 		return nil, 0, 0, errs.Wrap(err, op, p.path())
 	}
-	f, err := h.openAnew()
+	f, err := h.openAnew(d)
 	switch {
 	case errors.Is(err, errs.NotCached):
 		return nil, 0, 0, errs.Wrap(err, op, p.path())
@@ -62,16 +63,23 @@ func (h *Handle) HandOut() (fd *os.File, base, length int64, err error) {
 	return fd, 0, g.Length, nil
 }
 
+// dir returns where the part is kept; nil if nothing of it ever was.
+func (h *Handle) dir() *dir {
+	h.p.mu.Lock()
+	defer h.p.mu.Unlock()
+	return h.s.dirOf(h.p)
+}
+
 // openAnew opens the backing file, all of whose pages are present, by its
 // name. An eviction, which takes the lease, holds the part's lock as this does.
-func (h *Handle) openAnew() (vfs.File, error) {
+func (h *Handle) openAnew(d *dir) (vfs.File, error) {
 	p := h.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.has(partDead) || p.missing(h.first, h.end) > 0 {
 		return nil, errs.E(errs.NotCached, "", "", errors.New("it was dropped from the cache"))
 	}
-	f, err := h.d.fs.OpenFile(h.d.partName(p.id), os.O_RDONLY|syscall.O_NOATIME|syscall.O_NONBLOCK, 0)
+	f, err := d.fs.OpenFile(d.partName(p.id), os.O_RDONLY|syscall.O_NOATIME|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errs.E(errs.NotCached, "", "", err) // a read finds out, and repairs it
 	}
@@ -119,19 +127,4 @@ func (h *Handle) nextUnchecked(page int64) (int64, error) {
 		}
 	}
 	return page, nil
-}
-
-// Touch counts a file that was used through a descriptor as hit. One that is
-// not cached is ignored; how often it was used makes no difference to the
-// policy, which remembers whether a file was hit since it last looked.
-func (s *Store) Touch(id block.FileID, n int64) {
-	p := s.lookup(id)
-	if p == nil || n <= 0 {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.has(partDead) {
-		p.all(s.dirOf(p).queue.touch)
-	}
 }

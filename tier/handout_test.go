@@ -230,6 +230,29 @@ func TestHandedOutIsNoVictim(t *testing.T) {
 	}
 }
 
+// TestNoProofWithoutLease lets the kernel refuse leases as if there were none
+// while a descriptor is out: that is no proof.
+func TestNoProofWithoutLease(t *testing.T) {
+	for _, fault := range []string{"lease err=EOPNOTSUPP", "lease err=EINVAL", "lease err=EIO"} {
+		t.Run(fault, func(t *testing.T) {
+			ffs := vfs.Faulty(vfs.OS())
+			s := openStoreWithLeases(t, 100*mib, withFS(ffs))
+			f := testFileBlocks("a", "1", wholeLimit+4*mib, 4*mib)
+			fill(t, s, f)
+			fd, err := os.Open(s.dirs[0].partName(f.ID)) // as of an earlier run
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer fd.Close()
+			ffs.Set(rule(t, fault))
+			if _, won := evictAll(s); won != 0 {
+				t.Errorf("%d victims were evicted", won)
+			}
+			sameBytes(t, fd, f)
+		})
+	}
+}
+
 // evictAll asks for every victim a few times, and returns how many were asked
 // for and how many were given.
 func evictAll(s *Store) (asked, won int) {
