@@ -34,7 +34,9 @@ type Config struct {
 	// Capacity says, so that others on it go on working; 0 to 0.9.
 	FreeShare float64 `toml:"free_share"`
 	// OpenFiles is how many descriptors of backing files are kept open for
-	// the next read; those in use come on top. 1 to 1,000,000.
+	// the next read; those in use come on top. One takes about 1 KiB of memory,
+	// most of it the kernel's, and saves the opening, half of a small read's
+	// processor time. 1 to 1,000,000.
 	OpenFiles int `toml:"open_files"`
 }
 
@@ -45,9 +47,9 @@ const (
 )
 
 // DefaultConfig returns the defaults: 10 % of the file system stays free and
-// 1,024 descriptors are kept. Dir and Capacity have none.
+// 16,384 descriptors are kept. Dir and Capacity have none.
 func DefaultConfig() Config {
-	return Config{Medium: SSD, FreeShare: 0.10, OpenFiles: 1024}
+	return Config{Medium: SSD, FreeShare: 0.10, OpenFiles: 16384}
 }
 
 // Validate reports every field that is out of range.

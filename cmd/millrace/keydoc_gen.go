@@ -97,7 +97,7 @@ func keyDocs() map[string]string {
 		"worker.tier.dir":                  "dir is the directory that holds the cache; absolute. It is created if it is missing, and must be empty or a cache directory of this cluster.",
 		"worker.tier.free_share":           "free_share is the share of the file system that stays free whatever Capacity says, so that others on it go on working; 0 to 0.9.",
 		"worker.tier.medium":               "medium is what the directory lies on: \"memory\", \"ssd\" or \"hdd\".",
-		"worker.tier.open_files":           "open_files is how many descriptors of backing files are kept open for the next read; those in use come on top. 1 to 1,000,000.",
+		"worker.tier.open_files":           "open_files is how many descriptors of backing files are kept open for the next read; those in use come on top. One takes about 1 KiB of memory, most of it the kernel's, and saves the opening, half of a small read's processor time. 1 to 1,000,000.",
 		"worker.unix_socket":               "unix_socket is the path of the data plane's socket for clients on this host. Empty is worker.sock in the data directory.",
 	}
 }
