@@ -14,7 +14,7 @@ const smallSize = 16 << 10
 
 // request is one request on the server, from the frame that brought it to its
 // END. It is the Responder of a read. Requests are used again: run and what it
-// calls own all fields from the start of its goroutine to its end.
+// calls own all fields from when it is given to a goroutine to its end.
 type request struct {
 	conn   *serverConn
 	head   header
@@ -35,12 +35,12 @@ type request struct {
 	pages   int64  // that the ranges before the one that is being read touch
 	small   []byte // nil until there is something to gather
 	crcs    []pageCRC
-	goRun   func() // run, as a value that is made once
+	goWork  func() // work, as a value that is made once
 }
 
 func newRequest() *request {
 	r := &request{ctx: &requestContext{}}
-	r.goRun = r.run
+	r.goWork = r.work
 	return r
 }
 
@@ -50,7 +50,7 @@ func (r *request) reset() {
 	if !ctx.finish() {
 		ctx = &requestContext{}
 	}
-	*r = request{small: r.small[:0], crcs: r.crcs[:0], ranges: r.ranges[:0], ctx: ctx, goRun: r.goRun}
+	*r = request{small: r.small[:0], crcs: r.crcs[:0], ranges: r.ranges[:0], ctx: ctx, goWork: r.goWork}
 }
 
 // run does the request and answers it.
