@@ -53,6 +53,8 @@ func (h *Handle) HandOut() (fd *os.File, base, length int64, err error) {
 	switch {
 	case errors.Is(err, errs.NotCached):
 		return nil, 0, 0, errs.Wrap(err, op, p.path())
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // not the disk's fault
+		return nil, 0, 0, errs.E(errs.Unavailable, op, p.path(), err)
 	case err != nil:
 		return nil, 0, 0, d.wrap(op, p, err)
 	}

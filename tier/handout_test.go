@@ -146,9 +146,14 @@ func TestHandOutRefused(t *testing.T) {
 		ffs := vfs.Faulty(vfs.OS())
 		s := openStoreWithLeases(t, 16*mib, withFS(ffs))
 		fill(t, s, f)
-		ffs.Set(rule(t, "open path~data/ err=EMFILE"))
-		if _, err := handOut(t, s, f); !errors.Is(err, errs.Unavailable) || !errors.Is(err, syscall.EMFILE) {
-			t.Fatal(err)
+		for i, fault := range []syscall.Errno{syscall.EMFILE, syscall.EIO} {
+			ffs.Set(rule(t, "open path~data/ err="+unix.ErrnoName(fault)))
+			if _, err := handOut(t, s, f); !errors.Is(err, errs.Unavailable) || !errors.Is(err, fault) {
+				t.Fatal(err)
+			}
+			if n := s.Stats().IOErrors; n != int64(i) {
+				t.Errorf("%v: %d errors of the disk are counted", fault, n)
+			}
 		}
 	})
 }
