@@ -13,6 +13,10 @@
 // and then shows it to everybody; ReadAt and Section serve it, after its
 // checksum was compared once in a run of the store.
 //
+// A file of which every page is there can be handed out (HandOut): somebody
+// else reads it by a descriptor of his own, which the store does not have to
+// remember, since it asks the kernel before it takes anything away.
+//
 // Invariants:
 //   - What is not in the ledger is not on the disk: bytes rounded to the file
 //     system's block, extents, directories and the index are charged before
