@@ -15,7 +15,8 @@ type ServerConfig struct {
 	// MaxRequests bounds the requests in flight on one connection; a client
 	// that sends more waits. Those that wait for an under-store which does not
 	// answer count, so there are more of them than a connection can carry: one
-	// that waits costs a goroutine, about 8 KiB.
+	// that waits costs a goroutine, about 8 KiB, one that sends what cannot go
+	// by sendfile 256 KiB.
 	MaxRequests int `toml:"max_requests"`
 	// MaxHandles bounds the open files of one connection.
 	MaxHandles int `toml:"max_handles"`
@@ -45,7 +46,7 @@ type ServerConfig struct {
 func DefaultServerConfig() ServerConfig {
 	return ServerConfig{
 		MaxConnections:   1024,
-		MaxRequests:      512,
+		MaxRequests:      256,
 		MaxHandles:       16384,
 		MaxTicketBytes:   16 * size.MiB,
 		HandshakeTimeout: size.Duration(10 * time.Second),
@@ -96,7 +97,7 @@ type ClientConfig struct {
 // DefaultClientConfig returns the values that suit clients and workers.
 func DefaultClientConfig() ClientConfig {
 	return ClientConfig{
-		MaxRequests:      512,
+		MaxRequests:      256,
 		HandshakeTimeout: size.Duration(5 * time.Second),
 		WriteTimeout:     size.Duration(30 * time.Second),
 		CancelTimeout:    size.Duration(10 * time.Second),

@@ -71,7 +71,7 @@ func TestStuckReadsLeaveRoom(t *testing.T) {
 	h := mustOpen(t, c, "f", len(data))
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	const many = 300
+	const many = 200
 	for range many {
 		wg.Go(func() {
 			if _, err := c.ReadAt(ctx, h, make([]byte, 10), 0, ReadOptions{}); !errors.Is(err, errs.Canceled) {

@@ -203,10 +203,10 @@ func TestHandOutChecks(t *testing.T) {
 // their bytes: those that may be evicted as a whole, and those whose blocks
 // are punched.
 func TestHandedOutIsNoVictim(t *testing.T) {
-	const blockSize = 4 * mib
+	const blockSize = 8 * mib
 	for name, f := range map[string]File{
-		"whole":    testFile("a", "1", 24*mib),
-		"by block": testFileBlocks("a", "1", wholeLimit+4*mib, blockSize),
+		"whole":    testFile("a", "1", 4*mib),
+		"by block": testFileBlocks("a", "1", wholeLimit+page, blockSize),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openStoreWithLeases(t, 100*mib)
@@ -238,23 +238,21 @@ func TestHandedOutIsNoVictim(t *testing.T) {
 // TestNoProofWithoutLease lets the kernel refuse leases as if there were none
 // while a descriptor is out: that is no proof.
 func TestNoProofWithoutLease(t *testing.T) {
+	ffs := vfs.Faulty(vfs.OS())
+	s := openStoreWithLeases(t, 100*mib, withFS(ffs))
+	f := testFileBlocks("a", "1", wholeLimit+page, 8*mib)
+	fill(t, s, f)
+	fd, err := os.Open(s.dirs[0].partName(f.ID)) // as of an earlier run
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
 	for _, fault := range []string{"lease err=EOPNOTSUPP", "lease err=EINVAL", "lease err=EIO"} {
-		t.Run(fault, func(t *testing.T) {
-			ffs := vfs.Faulty(vfs.OS())
-			s := openStoreWithLeases(t, 100*mib, withFS(ffs))
-			f := testFileBlocks("a", "1", wholeLimit+4*mib, 4*mib)
-			fill(t, s, f)
-			fd, err := os.Open(s.dirs[0].partName(f.ID)) // as of an earlier run
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer fd.Close()
-			ffs.Set(rule(t, fault))
-			if _, won := evictAll(s); won != 0 {
-				t.Errorf("%d victims were evicted", won)
-			}
-			sameBytes(t, fd, f)
-		})
+		ffs.Set(rule(t, fault))
+		if _, won := evictAll(s); won != 0 {
+			t.Errorf("%s: %d victims were evicted", fault, won)
+		}
+		sameBytes(t, fd, f)
 	}
 }
 
