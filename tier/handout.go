@@ -120,13 +120,24 @@ func (h *Handle) nextUnchecked(page int64) (int64, error) {
 	p := h.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for ; page < h.end; page++ {
-		switch u := p.unitOf(page); {
+	for page < h.end {
+		u := p.unitOf(page)
+		switch {
 		case !u.hasPage(page):
 			return page, errs.E(errs.NotCached, "", "", fmt.Errorf("page %d is not cached", page))
 		case !u.isVerified(page):
 			return page, nil
 		}
+		page++
+		if first, end := u.unitPages(); page == first+1 && u.allVerified(end-first) {
+			page = end
+		}
 	}
 	return page, nil
+}
+
+// allVerified reports whether all of the unit's pages are present and were
+// checked: a large file has too many to be asked for one by one.
+func (u *unit) allVerified(pages int64) bool {
+	return u.set != nil && countBits(u.set.verified, 0, pages) == pages
 }
