@@ -42,8 +42,9 @@ type Config struct {
 	// that it has cached whole, which are then read without it.
 	ShortCircuit bool `toml:"short_circuit"`
 	// Descriptors bounds the descriptors of cached files that are kept, 1 to
-	// 1048576; 0 is a quarter of the files that the process may have open, at
-	// most 16384. More files than that are read through the worker at a time.
+	// 1048576; 0 is a quarter of the files that the process may have open beyond
+	// 512, at most 16384. Files for which there is none are read through the
+	// worker.
 	Descriptors int `toml:"descriptors"`
 	// EntryCache is how many files stay known for as long as the master's
 	// answer about them is valid, so that they open without a master: 1 to

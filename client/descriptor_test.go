@@ -342,3 +342,12 @@ func TestReadFindsDescriptor(t *testing.T) {
 		t.Errorf("a read of a descriptor costs %v allocations", n)
 	}
 }
+
+// A process that may have few files open keeps none of them for descriptors.
+func TestDescriptorsByLimit(t *testing.T) {
+	for limit, want := range map[uint64]int{100: 0, 512: 0, 1024: 128, 4096: 896, 1 << 20: maxDescriptors, 1<<64 - 1: maxDescriptors} {
+		if n := shareOfFiles(limit); n != want {
+			t.Errorf("of %d open files %d are for descriptors, want %d", limit, n, want)
+		}
+	}
+}

@@ -39,6 +39,8 @@ const (
 	askAgainLate   = 15 * time.Second
 	maxRefusals    = 4096
 	maxDescriptors = 16384
+	// otherFiles is what a process has open beside descriptors.
+	otherFiles = 512
 )
 
 // Descriptor is an open file of this host that holds all bytes of one version
@@ -137,13 +139,18 @@ func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
 }
 
 // defaultDescriptors is a quarter of the files that this process may have
-// open, so that connections and its other users have the rest.
+// open, the first few apart, which connections and its other users need. That
+// may be none.
 func defaultDescriptors() int {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 1
+		return 0
 	}
-	return int(min(limit.Cur/4, maxDescriptors))
+	return shareOfFiles(limit.Cur)
+}
+
+func shareOfFiles(limit uint64) int {
+	return int(min((max(limit, otherFiles)-otherFiles)/4, maxDescriptors))
 }
 
 // Descriptor returns a descriptor of the version that f reads, if a worker of
