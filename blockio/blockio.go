@@ -68,8 +68,9 @@ type ReadRequest struct {
 	Extent block.Extent // of the file; in it, not empty, and not longer than MaxReadLength
 	// Ahead are the extents that the same request asks for after this one,
 	// for a File that wants to begin with them; there will be a Read for each
-	// that is not empty, unless one fails. It is nil if there are none, and is
-	// not to be used after Read has returned.
+	// that is not empty, unless one fails. Only the first Read of a request
+	// has them. It is nil if there are none, and is not to be used after Read
+	// has returned.
 	Ahead          []block.Extent
 	Priority       Priority
 	PlacementEpoch uint64 // the epoch by which the client chose this worker; 0 if it does not know

@@ -23,6 +23,7 @@ type Range struct {
 // are not touched again and the reader puts it away at its END.
 type call struct {
 	id         uint64
+	priority   Priority
 	opens      bool     // END brings a handle
 	descriptor bool     // DATA brings a descriptor
 	length     int64    // of the file
@@ -55,7 +56,7 @@ func (c *Conn) newCall() *call {
 
 // recycle puts a call away that nobody else knows.
 func (c *Conn) recycle(k *call) {
-	k.id, k.opens, k.descriptor, k.length, k.one = 0, false, false, 0, [1]Range{}
+	k.id, k.priority, k.opens, k.descriptor, k.length, k.one = 0, PriorityRead, false, false, 0, [1]Range{}
 	k.end, k.crcs, k.handle, k.err = endPayload{}, k.crcs[:0], 0, nil
 	k.file, k.base, k.refused = nil, 0, nil
 	k.ranges, k.at, k.in, k.want, k.got, k.ended, k.abandoned = nil, 0, 0, 0, 0, false, time.Time{}

@@ -13,7 +13,10 @@ type ServerConfig struct {
 	// MaxConnections bounds the connections of all listeners; more are refused.
 	MaxConnections int `toml:"max_connections"`
 	// MaxRequests bounds the requests in flight on one connection; a client
-	// that sends more waits.
+	// that sends more waits. Those that wait for an under-store which does not
+	// answer count, so there are more of them than a connection can carry: one
+	// that waits costs a goroutine, about 8 KiB, one that sends what cannot go
+	// by sendfile 256 KiB.
 	MaxRequests int `toml:"max_requests"`
 	// MaxHandles bounds the open files of one connection.
 	MaxHandles int `toml:"max_handles"`
@@ -34,13 +37,16 @@ type ServerConfig struct {
 	// DrainTimeout is how long requests in flight may go on after the server
 	// was told to stop.
 	DrainTimeout size.Duration `toml:"drain_timeout"`
+	// DescriptorUIDs are the users, beside root and the server's own, whose
+	// programs on this host may be given descriptors.
+	DescriptorUIDs []int `toml:"descriptor_uids"`
 }
 
 // DefaultServerConfig returns the values that suit a worker.
 func DefaultServerConfig() ServerConfig {
 	return ServerConfig{
 		MaxConnections:   1024,
-		MaxRequests:      64,
+		MaxRequests:      256,
 		MaxHandles:       16384,
 		MaxTicketBytes:   16 * size.MiB,
 		HandshakeTimeout: size.Duration(10 * time.Second),
@@ -68,8 +74,9 @@ func (c ServerConfig) Validate() error {
 
 // ClientConfig bounds what a Conn spends and waits for.
 type ClientConfig struct {
-	// MaxRequests bounds the requests in flight on one connection; the
-	// server's bound holds too. More wait for their turn.
+	// MaxRequests bounds the requests in flight on one connection, and half of
+	// it those that are no reads; the server's bound holds too. More wait for
+	// their turn.
 	MaxRequests int `toml:"max_requests"`
 	// HandshakeTimeout bounds connecting and the handshake.
 	HandshakeTimeout size.Duration `toml:"handshake_timeout"`
@@ -83,12 +90,14 @@ type ClientConfig struct {
 	BootID   string `toml:"-"`
 	WorkerID string `toml:"-"`
 	Token    []byte `toml:"-"` // reserved for security
+	// Peer names the server in errors; empty is the address that is dialed.
+	Peer string `toml:"-"`
 }
 
 // DefaultClientConfig returns the values that suit clients and workers.
 func DefaultClientConfig() ClientConfig {
 	return ClientConfig{
-		MaxRequests:      64,
+		MaxRequests:      256,
 		HandshakeTimeout: size.Duration(5 * time.Second),
 		WriteTimeout:     size.Duration(30 * time.Second),
 		CancelTimeout:    size.Duration(10 * time.Second),

@@ -20,7 +20,7 @@ type Conn struct {
 	nc    net.Conn
 	addr  string
 	hello Hello
-	slots chan struct{} // one element per request in flight
+	slots slots
 	out   sendQueue
 	done  chan struct{} // closed when the connection is over
 	wg    sync.WaitGroup
@@ -60,6 +60,9 @@ func Dial(ctx context.Context, network, addr string, cfg ClientConfig) (*Conn, e
 		}
 		return nil, errs.E(kind, "shake hands with", addr, err)
 	}
+	if cfg.Peer != "" {
+		addr = cfg.Peer
+	}
 	return newConn(nc, addr, cfg, hello), nil
 }
 
@@ -91,14 +94,14 @@ func shakeHands(ctx context.Context, nc net.Conn, cfg ClientConfig) (Hello, erro
 func newConn(nc net.Conn, addr string, cfg ClientConfig, hello Hello) *Conn {
 	c := &Conn{
 		cfg: cfg, nc: nc, addr: addr, hello: hello,
-		slots:   make(chan struct{}, min(uint32(cfg.MaxRequests), hello.MaxRequests)),
+		slots:   newSlots(int(min(uint32(cfg.MaxRequests), hello.MaxRequests))),
 		done:    make(chan struct{}),
 		watch:   make(chan struct{}, 1),
 		calls:   sync.Pool{New: func() any { return newCall() }},
 		pending: map[uint64]*call{},
 		lengths: map[uint32]int64{},
 	}
-	c.out.init(nc, func() bool { return len(c.slots) > 1 })
+	c.out.init(nc, c.slots.busy)
 	c.wg.Go(c.readFrames)
 	c.wg.Go(c.writeFrames)
 	return c
@@ -135,14 +138,14 @@ func (c *Conn) Close() error {
 // outcome and is the caller's to recycle; otherwise k is no longer the
 // caller's.
 func (c *Conn) do(ctx context.Context, op string, k *call, head *header, payload []byte) error {
-	if err := c.takeSlot(ctx, op); err != nil {
+	if err := c.takeSlot(ctx, op, head.Priority); err != nil {
 		c.recycle(k)
 		return err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
 		if left <= 0 {
-			<-c.slots
+			c.slots.give(head.Priority)
 			c.recycle(k)
 			return errs.E(errs.Timeout, op, c.addr, context.DeadlineExceeded)
 		}
@@ -152,12 +155,12 @@ func (c *Conn) do(ctx context.Context, op string, k *call, head *header, payload
 	if c.err != nil {
 		err := c.err
 		c.mu.Unlock()
-		<-c.slots
+		c.slots.give(head.Priority)
 		c.recycle(k)
 		return err
 	}
 	c.lastID++
-	k.id, head.RequestID = c.lastID, c.lastID
+	k.id, head.RequestID, k.priority = c.lastID, c.lastID, head.Priority
 	c.pending[k.id] = k
 	c.mu.Unlock()
 	c.out.send(head, payload)
@@ -177,26 +180,6 @@ func (c *Conn) do(ctx context.Context, op string, k *call, head *header, payload
 		<-k.done // it ended at the same moment
 	}
 	return k.err
-}
-
-// takeSlot waits for one of the requests in flight.
-func (c *Conn) takeSlot(ctx context.Context, op string) error {
-	if err := ctx.Err(); err != nil {
-		return errs.E(errs.KindOf(err), op, c.addr, err)
-	}
-	select {
-	case c.slots <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case c.slots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return errs.E(errs.KindOf(ctx.Err()), op, c.addr, ctx.Err())
-	case <-c.done:
-		return c.over()
-	}
 }
 
 // fail ends the connection because of err; only the first call counts. The

@@ -24,8 +24,8 @@
 // # Goroutines
 //
 // A Server owns, per connection, one goroutine that reads frames and one per
-// request in flight, at most ServerConfig.MaxRequests of them; Serve waits for
-// all. A Conn owns one goroutine that reads frames and one that writes what
+// request in flight, at most ServerConfig.MaxRequests of them, and a few that
+// wait for the next request; Serve waits for all. A Conn owns one goroutine that reads frames and one that writes what
 // the kernel did not take at once; Close waits for both.
 //
 // # Invariants

@@ -145,7 +145,7 @@ func (f *frameReader) deliver(k *call, n int) error {
 // readFrames is the goroutine that reads what the server sends. It alone ends
 // calls, so that none ends while its bytes are being delivered.
 func (c *Conn) readFrames() {
-	f := newFrameReader(c.nc, cap(c.slots))
+	f := newFrameReader(c.nc, cap(c.slots.all))
 	defer f.in.close()
 	var err error
 	for err == nil {
@@ -160,8 +160,9 @@ func (c *Conn) readFrames() {
 	for _, k := range pending {
 		k.err = err
 		k.closeFile()
+		priority := k.priority
 		k.finish()
-		<-c.slots
+		c.slots.give(priority)
 	}
 }
 
@@ -278,7 +279,7 @@ func (c *Conn) endCall(k *call, h *header, e *endPayload) error {
 		c.epoch.Store(h.PlacementEpoch)
 	}
 	k.end, k.crcs, k.handle = *e, e.CRCs, h.Handle
-	<-c.slots
+	c.slots.give(k.priority)
 	if k.finish() {
 		return nil
 	}

@@ -183,10 +183,14 @@ func startServer(t testing.TB, network string, cfg ServerConfig, h Handler) *ser
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{
-		Server:  NewServer(cfg, Identity{WorkerID: "w1", BootID: "b1"}, h, slog.New(slog.DiscardHandler), nil),
-		network: network, addr: l.Addr().String(),
-	}
+	return serveOn(t, NewServer(cfg, Identity{WorkerID: "w1", BootID: "b1"}, h, discard(), nil), network, l)
+}
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func serveOn(t testing.TB, srv *Server, network string, l net.Listener) *server {
+	t.Helper()
+	s := &server{Server: srv, network: network, addr: l.Addr().String()}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()

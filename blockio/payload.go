@@ -198,8 +198,8 @@ func cutText(s string, n int) string {
 	return s[:n]
 }
 
-// err returns the error that a failed END tells, as seen by who did op on
-// addr; nil for a success.
+// err returns the error that a failed END tells, nil for a success. Where the
+// server says what failed, its words stand alone; else op on addr did.
 func (e *endPayload) err(op, addr string) error {
 	if !e.Failed {
 		return nil
@@ -207,5 +207,5 @@ func (e *endPayload) err(op, addr string) error {
 	if e.Text == "" {
 		return errs.E(e.Kind, op, addr, nil)
 	}
-	return errs.E(e.Kind, op, addr, errors.New(e.Text))
+	return errs.E(e.Kind, "", "", errors.New(e.Text))
 }

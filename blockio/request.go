@@ -14,7 +14,7 @@ const smallSize = 16 << 10
 
 // request is one request on the server, from the frame that brought it to its
 // END. It is the Responder of a read. Requests are used again: run and what it
-// calls own all fields from the start of its goroutine to its end.
+// calls own all fields from when it is given to a goroutine to its end.
 type request struct {
 	conn   *serverConn
 	head   header
@@ -30,17 +30,17 @@ type request struct {
 	opened  uint32 // the handle that an OPEN or OPEN_READ has given out
 
 	started time.Time
-	allowed int64 // bytes of the ranges up to the one that is being read
-	written int64 // bytes taken from the File
-	pages   int64 // that the ranges before the one that is being read touch
-	small   []byte
+	allowed int64  // bytes of the ranges up to the one that is being read
+	written int64  // bytes taken from the File
+	pages   int64  // that the ranges before the one that is being read touch
+	small   []byte // nil until there is something to gather
 	crcs    []pageCRC
-	goRun   func() // run, as a value that is made once
+	goWork  func() // work, as a value that is made once
 }
 
 func newRequest() *request {
-	r := &request{small: make([]byte, 0, smallSize), ctx: &requestContext{}}
-	r.goRun = r.run
+	r := &request{ctx: &requestContext{}}
+	r.goWork = r.work
 	return r
 }
 
@@ -50,7 +50,7 @@ func (r *request) reset() {
 	if !ctx.finish() {
 		ctx = &requestContext{}
 	}
-	*r = request{small: r.small[:0], crcs: r.crcs[:0], ranges: r.ranges[:0], ctx: ctx, goRun: r.goRun}
+	*r = request{small: r.small[:0], crcs: r.crcs[:0], ranges: r.ranges[:0], ctx: ctx, goWork: r.goWork}
 }
 
 // run does the request and answers it.
@@ -129,13 +129,13 @@ func (r *request) serve() error {
 		if e.IsEmpty() {
 			continue
 		}
-		if i > 0 {
+		r.read.Extent, r.read.Ahead = e, nil
+		switch {
+		case r.allowed > 0:
 			if err := r.ctx.Err(); err != nil {
 				return errs.Wrap(err, "send", "")
 			}
-		}
-		r.read.Extent, r.read.Ahead = e, nil
-		if i+1 < len(r.ranges) {
+		case i+1 < len(r.ranges):
 			r.read.Ahead = r.ranges[i+1:]
 		}
 		r.allowed += e.Length
@@ -151,11 +151,20 @@ func (r *request) serve() error {
 	return nil
 }
 
+// gather makes room for small answers. A request has none while it waits for
+// what it is to send, so that those that wait for long cost little.
+func (r *request) gather() {
+	if r.small == nil {
+		r.small = make([]byte, 0, smallSize)
+	}
+}
+
 // Write implements Responder.
 func (r *request) Write(p []byte) error {
 	if err := r.admit(int64(len(p))); err != nil {
 		return err
 	}
+	r.gather()
 	for len(p) > 0 {
 		if len(r.small)+len(p) <= cap(r.small) {
 			r.small = append(r.small, p...)
@@ -176,6 +185,7 @@ func (r *request) Write(p []byte) error {
 
 // SendFile implements Responder.
 func (r *request) SendFile(f FileSection, off, n int64) error {
+	r.gather()
 	if n <= int64(cap(r.small)-len(r.small)) {
 		return r.gatherFile(f, off, int(n))
 	}

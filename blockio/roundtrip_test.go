@@ -132,7 +132,7 @@ func TestHello(t *testing.T) {
 	} {
 		s := startServer(t, network, DefaultServerConfig(), oneFile(&testFile{}))
 		got := s.dial(t).Hello()
-		want := Hello{Version: 1, Features: features, WorkerID: "w1", BootID: "b1", MaxRequests: 64, MaxHandles: 16384, MaxRead: MaxReadLength}
+		want := Hello{Version: 1, Features: features, WorkerID: "w1", BootID: "b1", MaxRequests: 256, MaxHandles: 16384, MaxRead: MaxReadLength}
 		if got != want {
 			t.Errorf("%s: Hello() = %+v, want %+v", network, got, want)
 		}

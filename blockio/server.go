@@ -98,6 +98,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) {
 		in:       bufio.NewReaderSize(nc, readBufferSize),
 		out:      newFrameWriter(nc, s.cfg.WriteTimeout.Std(), s.metrics.sent),
 		slots:    make(chan struct{}, s.cfg.MaxRequests),
+		next:     make(chan *request),
 		requests: map[uint64]*request{},
 		files:    map[uint32]*openFile{},
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"millrace/block"
@@ -18,14 +19,22 @@ import (
 // readBufferSize is the server's room per connection for frames that arrive.
 const readBufferSize = 16 << 10
 
+// keepIdle bounds the goroutines of a connection that wait for its next
+// request: a new one has to grow its stack first, which costs a small read a
+// tenth of its time.
+const keepIdle = 8
+
 // serverConn is one connection on the server. The goroutine of serve reads
-// frames; each request has a goroutine of its own, counted by slots and wg.
+// frames; each request has a goroutine of its own while it runs, counted by
+// slots. wg counts the goroutines, of which a few wait for the next request.
 type serverConn struct {
 	srv   *Server
 	nc    net.Conn
 	in    *bufio.Reader
 	out   *frameWriter
 	slots chan struct{}
+	next  chan *request // to a goroutine that waits; closed when none will come
+	idle  atomic.Int32  // goroutines that wait, or are about to
 	wg    sync.WaitGroup
 
 	features uint64 // that both sides offer
@@ -57,6 +66,7 @@ func (c *serverConn) serve(ctx context.Context) error {
 		return err
 	}
 	err := c.readFrames(ctx)
+	close(c.next)
 	if ctx.Err() != nil {
 		c.drain()
 		return nil
@@ -124,7 +134,7 @@ func (c *serverConn) offer() uint64 {
 	if c.srv.toucher != nil {
 		features |= FeatureTouch
 	}
-	if c.out.canSendDescriptors() {
+	if c.out.canSendDescriptors() && c.srv.mayHaveDescriptors(c.nc) {
 		features |= FeatureFD
 	}
 	return features
@@ -197,9 +207,29 @@ func (c *serverConn) frame(ctx context.Context, h *header) error {
 		c.srv.requests.Put(r)
 		return err
 	}
-	c.wg.Add(1)
-	go r.goRun()
+	select {
+	case c.next <- r:
+	default:
+		c.wg.Add(1)
+		go r.goWork()
+	}
 	return nil
+}
+
+// work is a goroutine that runs the request and then others, for as long as
+// few wait for them.
+func (r *request) work() {
+	c := r.conn
+	defer c.wg.Done()
+	for ok := true; ok; {
+		r.run()
+		if c.idle.Add(1) > keepIdle {
+			ok = false
+		} else {
+			r, ok = <-c.next
+		}
+		c.idle.Add(-1)
+	}
 }
 
 // prepare reads the request's payload and decides what is known without
@@ -369,12 +399,11 @@ func (c *serverConn) cancel(id uint64) {
 	}
 }
 
-// release ends the request's goroutine.
+// release makes the request one that can be used again.
 func (c *serverConn) release(r *request) {
 	r.reset()
 	c.srv.requests.Put(r)
 	<-c.slots
-	c.wg.Done()
 }
 
 // takeRoom reserves a handle and n bytes of ticket.

@@ -2,13 +2,17 @@ package blockio
 
 import "sync"
 
+// patience is how many turns in a row may go to more urgent frames while one
+// waits; then it is its turn, so that steady reads do not starve a load.
+const patience = 16
+
 // turns is a lock that goes to who waits with the most urgent priority, so
-// that a read is not held up behind the frames of loads. Lower priorities have
-// no turn while higher ones wait.
+// that a read is not held up behind the frames of loads.
 type turns struct {
 	mu      sync.Mutex
 	taken   bool
 	waiting [PriorityRepair + 1]int
+	passed  [PriorityRepair + 1]int // turns of others, more urgent, since one waits
 	free    [PriorityRepair + 1]sync.Cond
 }
 
@@ -23,22 +27,35 @@ func (t *turns) take(p Priority) {
 	p = min(p, PriorityRepair)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for t.taken || t.overtaken(p) {
-		t.waiting[p]++
+	t.waiting[p]++
+	for t.taken || t.next() != p {
 		t.free[p].Wait()
-		t.waiting[p]--
+	}
+	t.waiting[p]--
+	t.passed[p] = 0
+	for q := p + 1; q <= PriorityRepair; q++ {
+		if t.waiting[q] > 0 {
+			t.passed[q]++
+		}
 	}
 	t.taken = true
 }
 
-// overtaken reports whether somebody more urgent waits. Called with the lock.
-func (t *turns) overtaken(p Priority) bool {
-	for _, n := range t.waiting[:p] {
-		if n > 0 {
-			return true
+// next returns whose turn it is of those who wait: the most urgent, unless
+// another has no patience left. Called with the lock, while somebody waits.
+func (t *turns) next() Priority {
+	next := PriorityRepair
+	for p := PriorityRepair + 1; p > 0; p-- {
+		if q := p - 1; t.waiting[q] > 0 {
+			next = q
 		}
 	}
-	return false
+	for p := next + 1; p <= PriorityRepair; p++ {
+		if t.waiting[p] > 0 && t.passed[p] >= patience && t.passed[p] > t.passed[next] {
+			next = p
+		}
+	}
+	return next
 }
 
 // give ends the turn.
@@ -46,10 +63,7 @@ func (t *turns) give() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.taken = false
-	for p, n := range t.waiting {
-		if n > 0 {
-			t.free[p].Signal()
-			return
-		}
+	if p := t.next(); t.waiting[p] > 0 {
+		t.free[p].Signal()
 	}
 }

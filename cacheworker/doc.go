@@ -10,7 +10,9 @@
 // tasks (load.go) start the same flights; a gate (gate.go) bounds what is in
 // flight and orders it. What cannot be kept goes its own way (unkept.go), and a
 // crew (crew.go) of goroutines flies all of them. Pages that the tier's scrubber
-// found damaged are fetched for it (repair.go) behind all others. The worker's identity, mount table
+// found damaged are fetched for it (repair.go) behind all others. Programs on
+// this host may get a descriptor of what is cached whole, and tell what they
+// read by it (descriptor.go). The worker's identity, mount table
 // and start epoch are kept in its data directory (identity.go, mounts.go); a
 // reporter per master (master.go, report.go) registers the worker, beats, and
 // streams changes of cached blocks.

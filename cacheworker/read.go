@@ -25,7 +25,7 @@ const corruptTries = 3
 // served here.
 func (w *Worker) Open(ctx context.Context, t *block.Ticket) (blockio.File, error) {
 	if err := w.admit(ctx, t); err != nil {
-		return nil, errs.Wrap(err, "open", t.Path)
+		return nil, err
 	}
 	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID), verify: w.mounts.verifies(t.MountID)}, nil
 }
@@ -81,11 +81,16 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 	if req.Extent.Intersect(r.geo.Whole()) != req.Extent && !req.Extent.IsEmpty() {
 		return errs.E(errs.Invalid, "read", f.t.Path, fmt.Errorf("%v is not in the file of %d bytes", req.Extent, f.t.Length))
 	}
+	if !req.CachedOnly && !f.t.Unsettled {
+		for _, e := range req.Ahead { // what misses of many ranges comes at the same time
+			f.w.begin(ctx, f.t, e, r.urgent)
+		}
+	}
 	for rest := req.Extent; !rest.IsEmpty(); {
 		piece := block.Extent{Offset: rest.Offset, Length: min(rest.Length, pieceSize-rest.Offset%pieceSize)}
 		rest = block.Extent{Offset: piece.End(), Length: rest.End() - piece.End()}
 		if err := r.piece(ctx, piece, f.next(req, piece, rest)); err != nil {
-			return errs.Wrap(err, "read", f.t.Path)
+			return err
 		}
 		f.w.counters.bytesServed.Add(piece.Length)
 	}
@@ -163,7 +168,7 @@ func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) 
 		}
 	}
 	if !ahead.IsEmpty() {
-		r.w.fetchAhead(ctx, r.t, ahead)
+		r.w.begin(ctx, r.t, ahead, urgentAhead)
 	}
 	reached, err := r.walk(ctx, h, e)
 	return max(r.geo.PagesExtent(0, reached).Length-e.Offset, 0), err
@@ -324,9 +329,12 @@ func (s *pageSums) tell(to blockio.Responder, first int64) {
 	}
 }
 
-// fetchAhead starts to fetch what is missing of e. What cannot be started is
-// left to the reads that come for it.
-func (w *Worker) fetchAhead(ctx context.Context, t *block.Ticket, e block.Extent) {
+// begin starts to fetch what is missing of e. What cannot be started is left
+// to the reads that come for it.
+func (w *Worker) begin(ctx context.Context, t *block.Ticket, e block.Extent, u urgency) {
+	if e.IsEmpty() {
+		return
+	}
 	h, err := w.tier.Acquire(tier.FileOf(t), e)
 	if err != nil {
 		w.log.Debug("reading ahead", "path", t.Path, "err", err)
@@ -334,7 +342,7 @@ func (w *Worker) fetchAhead(ctx context.Context, t *block.Ticket, e block.Extent
 	}
 	defer h.Release()
 	first, end := t.Geometry().PageRange(e)
-	if err := w.fetcher.start(ctx, t, h, first, end, urgentAhead); err != nil {
+	if err := w.fetcher.start(ctx, t, h, first, end, u); err != nil {
 		w.log.Debug("reading ahead", "path", t.Path, "err", err)
 	}
 }

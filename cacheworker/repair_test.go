@@ -55,6 +55,9 @@ func TestVerifyPolicy(t *testing.T) {
 			}
 			r.mustRead(tk, tk.Geometry().Whole())
 			r.fetched(0, 0)
+			if fd, err := r.descriptor(tk); errs.KindOf(err) != errs.Unsupported {
+				t.Errorf("a descriptor, by which nobody checks: %v, %v", fd, err)
+			}
 		})
 	}
 }

@@ -236,7 +236,7 @@ func (s *fakeStore) Close() error {
 }
 
 // idle fails the test if a body was left open.
-func (s *fakeStore) idle(t *testing.T) {
+func (s *fakeStore) idle(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()

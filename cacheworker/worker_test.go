@@ -34,7 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // rig is a worker with a real tier and real connections over a fake
 // under-store.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	store *fakeStore
 	dir   string // its tier's
 	data  string // its data directory
@@ -55,7 +55,7 @@ type rigOptions struct {
 	disk     vfs.FS            // below the tier; nil is the machine's own
 }
 
-func newRig(t *testing.T, o rigOptions) *rig {
+func newRig(t testing.TB, o rigOptions) *rig {
 	t.Helper()
 	r := &rig{t: t, store: newFakeStore(), dir: t.TempDir(), data: t.TempDir()}
 	if o.old != nil {
@@ -127,7 +127,7 @@ func testMounts(version uint64) *api.Mounts {
 	return &api.Mounts{Version: version, Mounts: []*api.UFSMount{{Id: testMount, Path: []byte("/"), Uri: "fake://store"}}}
 }
 
-func listen(t *testing.T, network, addr string) net.Listener {
+func listen(t testing.TB, network, addr string) net.Listener {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), network, addr)
 	if err != nil {

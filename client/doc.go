@@ -9,12 +9,19 @@
 // placement that a membership stream delivers; when a worker cannot answer,
 // the next owner is asked, which reads through to the under-store.
 //
+// Short-circuit (descriptors.go, local.go): a worker of this host hands out
+// descriptors of files that it has cached whole. They are shared, counted and
+// bounded; a File reads from one where there is one, and asks for one beside
+// its reads. The workers are told of what is read by them.
+//
 // Invariants:
 //   - A File reads one version: bytes of another are never mixed in. A
 //     version that is gone is errs.Stale.
 //   - Opening an Entry whose ticket is valid, and reading it, asks no master.
 //   - A call that changes something is repeated only when the master can tell
 //     the repetition (idempotency key), or surely did not do it.
+//   - A read never waits for a descriptor. One that fails is not used again,
+//     and the worker serves; one that is out needs no worker.
 //   - Every call ends: by its context, or when the retry budget is spent.
 //   - Every goroutine is owned by the Client and has ended when Close returns.
 package client

@@ -25,6 +25,9 @@ const (
 	// idleTicketBytes bounds the tickets of idle handles on a connection.
 	idleTicketBytes = 4 << 20
 	ticketOverhead  = 128 // of a ticket beside its texts, in bytes
+	// smallFile is up to which length a file is registered and read with one
+	// request.
+	smallFile = 1 << 20
 )
 
 // workers are the connections to the workers, by worker.
@@ -87,11 +90,16 @@ func (w *worker) sameAddresses(m *member) bool {
 // local reports whether m is on this host and its socket can be seen: equal
 // boot IDs alone do not tell, for containers share them.
 func (w *workers) local(m *member) bool {
-	if m.unix == "" || w.bootID == "" || m.bootID != w.bootID {
+	if !w.sameHost(m) {
 		return false
 	}
 	info, err := os.Stat(m.unix)
 	return err == nil && info.Mode()&os.ModeSocket != 0
+}
+
+// sameHost reports whether m says that it is on this host.
+func (w *workers) sameHost(m *member) bool {
+	return m.unix != "" && w.bootID != "" && m.bootID == w.bootID
 }
 
 // keep closes the connections to workers that are no longer members.
@@ -149,15 +157,51 @@ func (w *workers) readAt(ctx context.Context, m *member, t *block.Ticket, p []by
 	if err == nil {
 		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch})
 	}
+	x.judge(ctx, err)
+	return err
+}
+
+// judge notes how a request to the worker ended.
+func (w *worker) judge(ctx context.Context, err error) {
 	switch {
 	case err == nil:
-		if x.doubted.Load() != 0 {
-			x.doubted.Store(0)
+		if w.doubted.Load() != 0 {
+			w.doubted.Store(0)
 		}
 	case failover(err) && ctx.Err() == nil || errs.KindOf(err) == errs.Timeout:
-		x.doubted.Store(time.Now().UnixNano())
+		w.doubted.Store(time.Now().UnixNano())
 	}
-	return err
+}
+
+// descriptor asks the worker, which is on this host, for the file's
+// descriptor. That it has none to give says nothing about the worker.
+func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*os.File, int64, error) {
+	x, err := w.get(m)
+	if err != nil {
+		return nil, 0, err
+	}
+	c, err := x.slot(t).get(ctx, w, m)
+	if err != nil {
+		x.judge(ctx, err)
+		return nil, 0, err
+	}
+	return c.descriptor(ctx, t)
+}
+
+// touch tells a worker which files were used through descriptors, if it is
+// still there.
+func (w *workers) touch(ctx context.Context, id block.WorkerID, touches []blockio.Touch) error {
+	w.mu.Lock()
+	x := w.byID[id]
+	w.mu.Unlock()
+	if x == nil {
+		return errs.E(errs.Unavailable, "", "", errors.New("it has left"))
+	}
+	c, err := x.slots[0].get(ctx, w, &x.member)
+	if err != nil {
+		return err
+	}
+	return c.Touch(ctx, touches)
 }
 
 // slot returns the connection to read a file on: always the same one for a
@@ -173,17 +217,20 @@ func (w *worker) slot(t *block.Ticket) *slot {
 // dial connects to a worker: through its socket if it is on this host.
 func (w *workers) dial(ctx context.Context, m *member) (*dataConn, error) {
 	cfg := blockio.DefaultClientConfig()
-	cfg.BootID = w.bootID
+	cfg.BootID, cfg.Peer = w.bootID, m.data
 	var c *blockio.Conn
 	var err error
 	if w.local(m) {
 		c, err = blockio.Dial(ctx, "unix", m.unix, cfg)
 	}
-	if c == nil {
-		var tcpErr error
-		if c, tcpErr = blockio.Dial(ctx, "tcp", m.data, cfg); tcpErr != nil {
-			return nil, errors.Join(err, tcpErr)
-		}
+	if c == nil { // its socket may be out of reach, as from a container
+		c, err = blockio.Dial(ctx, "tcp", m.data, cfg)
+	}
+	if e, ok := errors.AsType[*errs.Error](err); ok && e.Kind == errs.Unavailable {
+		return nil, e.WithHint("is the worker running? millrace status tells")
+	}
+	if err != nil {
+		return nil, err
 	}
 	if id := c.Hello().WorkerID; id != m.id {
 		_ = c.Close() // the mistake says more
@@ -247,8 +294,11 @@ func (s *slot) close() {
 // wire is what is used of a *blockio.Conn.
 type wire interface {
 	Open(ctx context.Context, t *block.Ticket) (uint32, error)
+	OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) (handle uint32, err error)
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
+	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
+	Touch(ctx context.Context, touches []blockio.Touch) error
 	Close() error
 	Done() <-chan struct{}
 }
@@ -287,11 +337,15 @@ func newDataConn(w wire, maxIdle int) *dataConn {
 }
 
 func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) error {
-	h, err := c.acquire(ctx, t)
+	first := firstRead{p: p, off: off, o: o}
+	h, err := c.acquire(ctx, t, &first)
 	if err != nil {
 		return err
 	}
 	defer c.release(h)
+	if first.done {
+		return nil
+	}
 	n, err := c.ReadAt(ctx, h.id, p, off, o)
 	if err == nil && n < len(p) {
 		err = errs.E(errs.Corrupt, "read", "", fmt.Errorf("%d bytes came, %d were asked for", n, len(p)))
@@ -299,12 +353,43 @@ func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off in
 	return err
 }
 
+func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket) (*os.File, int64, error) {
+	h, err := c.acquire(ctx, t, nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer c.release(h)
+	return c.Descriptor(ctx, h.id)
+}
+
+// firstRead is a read that goes with the registration of a file that is not
+// registered yet, if the file is small: others who want it wait for both.
+type firstRead struct {
+	p    []byte
+	off  int64
+	o    blockio.ReadOptions
+	done bool
+}
+
+// open registers the ticket's file, with its first read where there is one.
+func (c *dataConn) open(ctx context.Context, t *block.Ticket, first *firstRead) (uint32, error) {
+	if first != nil && t.Length <= smallFile {
+		id, err := c.OpenRead(ctx, t, first.p, first.off, first.o)
+		if !errors.Is(err, errs.Unsupported) {
+			first.done = err == nil
+			return id, err
+		}
+	}
+	return c.Open(ctx, t)
+}
+
 // acquire returns a handle for the ticket's file, which release gives back.
-func (c *dataConn) acquire(ctx context.Context, t *block.Ticket) (*handle, error) {
+// first may be nil.
+func (c *dataConn) acquire(ctx context.Context, t *block.Ticket, first *firstRead) (*handle, error) {
 	for {
 		h, mine := c.find(t)
 		if mine {
-			h.id, h.err = c.Open(ctx, t)
+			h.id, h.err = c.open(ctx, t, first)
 			close(h.opened)
 		} else {
 			select {

@@ -87,7 +87,8 @@ func BenchmarkFill(b *testing.B) {
 // costs, its path and tag apart.
 func BenchmarkMemoryPerFile(b *testing.B) {
 	const n = 300_000
-	s := openStore(b, b.TempDir(), 64*mib)
+	// Open files have a bound of their own.
+	s := openStore(b, b.TempDir(), 64*mib, func(_ *Options, c *Config) { c.OpenFiles = 1024 })
 	heap := func() int64 {
 		runtime.GC()
 		runtime.GC()

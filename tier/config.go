@@ -40,7 +40,9 @@ type Config struct {
 	// Capacity says, so that others on it go on working; 0 to 0.9.
 	FreeShare float64 `toml:"free_share"`
 	// OpenFiles is how many descriptors of backing files are kept open for
-	// the next read; those in use come on top. 1 to 1,000,000.
+	// the next read; those in use come on top. One takes about 1 KiB of memory,
+	// most of it the kernel's, and saves the opening, half of a small read's
+	// processor time. 1 to 1,000,000.
 	OpenFiles int `toml:"open_files"`
 	// ScrubInterval is how long one pass over all cached pages takes, which
 	// compares them with their checksums; 0 switches that off, else at least
@@ -73,13 +75,13 @@ const (
 )
 
 // DefaultConfig returns the defaults: 10 % of the file system stays free,
-// 1,024 descriptors are kept, and a pass of the scrubber takes 7 days, or
+// 16,384 descriptors are kept, and a pass of the scrubber takes 7 days, or
 // 32 MiB/s for more than 18 TiB: a quarter of what one hard disk gives. One
 // bad sector costs one error, 8 in a minute are a bad disk; it is looked at
 // after 10 seconds, and at least each 6 minutes. Dir and Capacity have none.
 func DefaultConfig() Config {
 	return Config{
-		Medium: SSD, FreeShare: 0.10, OpenFiles: 1024,
+		Medium: SSD, FreeShare: 0.10, OpenFiles: 16384,
 		ScrubInterval: size.Duration(7 * 24 * time.Hour), ScrubRate: 32 * size.MiB,
 		MaxErrors: 8, ProbeInterval: size.Duration(10 * time.Second),
 	}

@@ -35,6 +35,10 @@
 // has it compared at every read. The scrubber (scrub.go) goes over all pages
 // round and round, and writes those that are damaged again in their place.
 //
+// A file of which every page is there can be handed out (HandOut): somebody
+// else reads it by a descriptor of his own, which the store does not have to
+// remember, since it asks the kernel before it takes anything away.
+//
 // Invariants:
 //   - What is not in the ledger is not on the disk: bytes rounded to the file
 //     system's block, extents, directories and the index are charged before

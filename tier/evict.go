@@ -139,18 +139,14 @@ func (d *dir) evict(u *unit) bool {
 }
 
 // prove takes the lease that shows that nobody else has the backing file.
-// nil is the proof; where the file system has no leases nothing is ever given
-// out, and the part's lock is the proof.
+// nil is the proof; where the file system had no leases as the directory was
+// opened nothing is ever given out, and the part's lock is the proof. Anything
+// else is none: descriptors may be out, also those of an earlier run.
 func (d *dir) prove(f vfs.File) error {
 	if !d.canLease.Load() {
 		return nil
 	}
-	err := f.Lease()
-	if errors.Is(err, errors.ErrUnsupported) {
-		d.canLease.Store(false)
-		return nil
-	}
-	return err
+	return f.Lease()
 }
 
 func (d *dir) unprove(f vfs.File) {

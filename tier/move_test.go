@@ -135,7 +135,8 @@ func TestPromotionWindow(t *testing.T) {
 	}
 }
 
-func TestTouch(t *testing.T) {
+// TestTouchPromotes: readings that the store is told of count for a move.
+func TestTouchPromotes(t *testing.T) {
 	s := twoTiers(t, t.TempDir())
 	f := testFile("f", "1", page)
 	s.Touch(f.ID, 3)

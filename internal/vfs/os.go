@@ -102,7 +102,7 @@ func (f *osFile) Lease() error {
 	switch {
 	case errors.Is(err, unix.EAGAIN):
 		return ErrShared
-	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENOLCK):
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EACCES):
 		// EINVAL: this file system has no leases; EACCES: the file is not
 		// ours and we may not lease others' (CAP_LEASE).
 		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)

@@ -1,0 +1,184 @@
+package cacheworker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+)
+
+// descriptor asks for the descriptor of tk over the Unix socket.
+func (r *rig) descriptor(tk *block.Ticket) (*os.File, error) {
+	r.t.Helper()
+	h := r.open(r.unix, tk)
+	defer r.unix.CloseHandle(h)
+	fd, base, err := r.unix.Descriptor(r.t.Context(), h)
+	if err == nil && base != 0 {
+		r.t.Errorf("the bytes begin at %d", base)
+	}
+	return fd, err
+}
+
+// sameBytes checks that fd has the bytes that the store had as tk was made.
+func (r *rig) sameBytes(fd *os.File, want []byte) {
+	r.t.Helper()
+	got := make([]byte, len(want))
+	if _, err := fd.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		r.t.Errorf("the bytes under a descriptor are wrong: %v", err)
+	}
+}
+
+// TestDescriptors follows a file from its first, cold read: a descriptor is
+// there as soon as it is whole, and keeps the bytes of its version when the
+// object is replaced, the file dropped, and the worker stopped and started.
+func TestDescriptors(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	tk := r.store.put("f", "v1", 3*mib+5)
+	if _, err := r.descriptor(tk); !errors.Is(err, errs.NotCached) {
+		t.Fatalf("of a file that is not cached: %v", err)
+	}
+	r.fetched(0, 0)
+	whole := tk.Geometry().Whole()
+	want := bytes.Clone(r.store.part("f", whole))
+	r.mustRead(tk, block.Extent{Length: mib})
+	if _, err := r.descriptor(tk); !errors.Is(err, errs.NotCached) {
+		t.Fatalf("of a file that is cached in part: %v", err)
+	}
+	r.mustRead(tk, whole)
+	fd, err := r.descriptor(tk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	r.sameBytes(fd, want)
+	if n := r.w.counters.handedOut.Load(); n == 0 {
+		t.Error("it is not counted")
+	}
+	if _, _, err := r.conn.Descriptor(t.Context(), r.open(r.conn, tk)); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("over TCP: %v", err)
+	}
+
+	next := r.store.put("f", "v2", 2*mib)
+	r.mustRead(next, next.Geometry().Whole())
+	r.sameBytes(fd, want)
+	if _, _, err := r.tier.Drop(testMount, ""); err != nil {
+		t.Fatal(err)
+	}
+	r.mustRead(next, next.Geometry().Whole())
+	r.sameBytes(fd, want)
+	r.stop()
+	again := newRig(t, rigOptions{old: r})
+	again.mustRead(next, next.Geometry().Whole())
+	again.sameBytes(fd, want)
+	if fd2, err := again.descriptor(next); err != nil {
+		t.Error(err)
+	} else {
+		defer fd2.Close()
+		again.sameBytes(fd2, again.store.part("f", next.Geometry().Whole()))
+	}
+}
+
+// TestDescriptorsNotGiven lists what is read through the worker alone.
+func TestDescriptorsNotGiven(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	unsettled := r.store.put("young", "v1", mib)
+	unsettled.Unsettled = true
+	if _, err := r.descriptor(unsettled); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("of a version that may still change: %v", err)
+	}
+	empty := r.store.put("empty", "v1", 0)
+	if _, err := r.descriptor(empty); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("of an empty file: %v", err)
+	}
+	damaged := r.store.put("damaged", "v1", mib)
+	r.mustRead(damaged, damaged.Geometry().Whole())
+	r.stop()
+	damage(t, r.dir, r.store.data("damaged")[300_000:300_064])
+	again := newRig(t, rigOptions{old: r})
+	if _, err := again.descriptor(damaged); !errors.Is(err, errs.NotCached) {
+		t.Errorf("of a damaged file: %v", err)
+	}
+	again.mustRead(damaged, damaged.Geometry().Whole()) // fetches the page anew
+	fd, err := again.descriptor(damaged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	again.sameBytes(fd, again.store.part("damaged", damaged.Geometry().Whole()))
+}
+
+// TestDescriptorUnderPressure fills the cache over while a descriptor is out:
+// its bytes stay, and what cannot be kept is served all the same.
+func TestDescriptorUnderPressure(t *testing.T) {
+	r := newRig(t, rigOptions{capacity: 16 * mib})
+	tk := r.store.put("held", "v1", 6*mib)
+	whole := tk.Geometry().Whole()
+	r.mustRead(tk, whole)
+	fd, err := r.descriptor(tk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	for range 2 {
+		for _, name := range []string{"a", "b", "c", "d", "e"} {
+			other := r.store.put(name, "v1", 4*mib)
+			r.mustRead(other, other.Geometry().Whole())
+		}
+	}
+	r.sameBytes(fd, r.store.part("held", whole))
+}
+
+// TestTouch tells the worker of uses; files that it does not know are nothing.
+func TestTouch(t *testing.T) {
+	r := newRig(t, rigOptions{capacity: 10 * mib})
+	a, b := r.store.put("a", "v1", 3*mib), r.store.put("b", "v1", 3*mib)
+	r.mustRead(a, a.Geometry().Whole())
+	r.mustRead(b, b.Geometry().Whole())
+	touches := []blockio.Touch{{FileID: block.FileID{1, 2}, Count: 1 << 31}, {FileID: a.FileID, Count: 2}}
+	if err := r.unix.Touch(t.Context(), touches); err != nil {
+		t.Fatal(err)
+	}
+	c := r.store.put("c", "v1", 4*mib)
+	r.mustRead(c, c.Geometry().Whole())
+	r.store.fetched()
+	r.mustRead(a, a.Geometry().Whole())
+	r.fetched(0, 0)
+	r.mustRead(b, b.Geometry().Whole())
+	r.fetched(-1, 3*mib) // it went in the place of the one that was touched
+}
+
+// TestReadVStartsAllRanges holds the under-store: what all ranges of one
+// request miss is asked for before any of it has come.
+func TestReadVStartsAllRanges(t *testing.T) {
+	r := newRig(t, rigOptions{cfg: func(c *Config) { c.ReadaheadMax = 0 }})
+	tk := r.store.put("f", "v1", 32*mib)
+	asked, release := r.store.hold(t, everything)
+	h := r.open(r.conn, tk)
+	var ranges []blockio.Range
+	for i := range int64(8) {
+		ranges = append(ranges, blockio.Range{Off: i * 4 * mib, Buf: make([]byte, 4096)})
+	}
+	done := make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		_, err := r.conn.ReadV(ctx, h, ranges, blockio.ReadOptions{})
+		done <- err
+	}()
+	eventually(t, "requests for all ranges", func() bool { return asked.Load() == 8*block.PageSize })
+	release()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range ranges {
+		if !bytes.Equal(one.Buf, r.store.part("f", block.Extent{Offset: one.Off, Length: 4096})) {
+			t.Errorf("wrong bytes at %d", one.Off)
+		}
+	}
+	r.fetched(8, 8*block.PageSize)
+}
