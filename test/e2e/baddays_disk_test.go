@@ -274,7 +274,7 @@ func TestWorkerOfAnotherCluster(t *testing.T) {
 	}
 	// Its cache directory belongs to the cluster, which is what it says first.
 	c.worker.start()
-	<-c.worker.ended
+	<-c.worker.child.Done()
 	says(t, errors.New(c.worker.stderr.String()), "01ARZ3NDEKTSV4RRFFQ69G5FAV", mine.(string), "name another directory") //nolint:forcetypeassert // it is a string
 	c.worker.args[len(c.worker.args)-1] = filepath.Join(c.dir, "cache2") + ":8MiB"
 	c.worker.start()
