@@ -32,7 +32,11 @@ func run(ctx context.Context, args []string) error {
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	targets, err := find(ctx, f.Args())
+	patterns := f.Args()
+	if len(patterns) == 0 {
+		patterns = []string{"./..."}
+	}
+	targets, err := find(ctx, patterns)
 	if err != nil {
 		return err
 	}
