@@ -74,7 +74,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	}
 	log := slog.New(slog.DiscardHandler)
 	var err error
-	r.tier, err = tier.Open(tc, tier.Options{OnChange: func(s tier.BlockState) { r.w.OnBlockChange(s) }}, log, nil)
+	r.tier, err = tier.Open([]tier.Config{tc}, tier.Options{OnChange: func(s tier.BlockState) { r.w.OnBlockChange(s) }}, log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

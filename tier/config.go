@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"millrace/block"
 	"millrace/internal/size"
@@ -19,6 +21,9 @@ const (
 	SSD    Medium = "ssd"
 	HDD    Medium = "hdd"
 )
+
+// rank orders the media, fastest first.
+func (m Medium) rank() int { return slices.Index([]Medium{Memory, SSD, HDD}, m) }
 
 // Config is one cache directory.
 type Config struct {
@@ -57,7 +62,7 @@ func (c Config) Validate() error {
 	if !filepath.IsAbs(c.Dir) {
 		add("dir: %q is not an absolute path", c.Dir)
 	}
-	if c.Medium != Memory && c.Medium != SSD && c.Medium != HDD {
+	if c.Medium.rank() < 0 {
 		add("medium: %q is not one of memory, ssd, hdd", c.Medium)
 	}
 	if c.Capacity < minCapacity {
@@ -70,6 +75,45 @@ func (c Config) Validate() error {
 		add("open_files: %d is out of range [1, %d]", c.OpenFiles, maxOpenFiles)
 	}
 	return errors.Join(problems...)
+}
+
+// maxDirs bounds the directories of one store: a part knows its own by one
+// byte.
+const maxDirs = 64
+
+// ValidateAll reports every field that is out of range, and directories that
+// cannot be used together. Each line begins with the index in cfgs and the
+// field, as in "[1].dir: ".
+func ValidateAll(cfgs []Config) error {
+	if len(cfgs) == 0 {
+		return errors.New("there is no cache directory")
+	}
+	if len(cfgs) > maxDirs {
+		return fmt.Errorf("%d cache directories are given, at most %d are allowed", len(cfgs), maxDirs)
+	}
+	var problems []error
+	for i, c := range cfgs {
+		if err := c.Validate(); err != nil {
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				problems = append(problems, fmt.Errorf("[%d].%s", i, line))
+			}
+		}
+		for j, other := range cfgs[:i] {
+			switch {
+			case filepath.Clean(other.Dir) == filepath.Clean(c.Dir):
+				problems = append(problems, fmt.Errorf("[%d].dir: %s is given twice, as [%d] too", i, c.Dir, j))
+			case inside(c.Dir, other.Dir) || inside(other.Dir, c.Dir):
+				problems = append(problems, fmt.Errorf("[%d].dir: %s and [%d] %s are one inside the other", i, c.Dir, j, other.Dir))
+			}
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// inside reports whether path is below dir.
+func inside(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != "." && filepath.IsLocal(rel)
 }
 
 // Options is what a Store needs from its surroundings. All fields may be left

@@ -54,9 +54,8 @@ type dir struct {
 
 	// gate keeps the log's order and the memory's apart from a rotation:
 	// whoever appends a record holds it shared until the memory says the same.
-	gate   sync.RWMutex
-	index  indexLog
-	serial atomic.Uint64
+	gate  sync.RWMutex
+	index indexLog
 
 	roomMu   sync.Mutex // one goroutine evicts at a time
 	upkeepMu sync.Mutex // checkpoint, compaction, close
@@ -87,10 +86,10 @@ type formatInfo struct {
 }
 
 // openDir locks the directory, checks what it is and makes what is missing.
-func openDir(cfg Config, opts Options, s *Store, log *slog.Logger) (_ *dir, err error) {
+func openDir(cfg Config, num uint8, s *Store) (_ *dir, err error) {
 	d := &dir{
-		cfg: cfg, fs: opts.FS, store: s, root: filepath.Clean(cfg.Dir), queue: &sieve{},
-		log:        log.With(slog.String("dir", cfg.Dir)),
+		cfg: cfg, fs: s.opts.FS, store: s, num: num, root: filepath.Clean(cfg.Dir), queue: &sieve{},
+		log:        s.log.With(slog.String("dir", cfg.Dir)),
 		files:      fileCache{limit: cfg.OpenFiles},
 		indexFiles: map[string]int64{},
 		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
@@ -109,7 +108,7 @@ func openDir(cfg Config, opts Options, s *Store, log *slog.Logger) (_ *dir, err 
 			err = errors.Join(err, d.lock.Close())
 		}
 	}()
-	if err := d.checkFormat(opts.ClusterID); err != nil {
+	if _, err := d.format(s.opts.ClusterID); err != nil {
 		return nil, err
 	}
 	for _, sub := range []string{dataDir, heldDir, indexDir} {
@@ -124,7 +123,7 @@ func openDir(cfg Config, opts Options, s *Store, log *slog.Logger) (_ *dir, err 
 	d.block = max(room.BlockSize, 512)
 	d.leaves.block = d.block
 	d.index = indexLog{
-		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: opts.BootID,
+		fs: d.fs, dir: filepath.Join(d.root, indexDir), boot: s.opts.BootID,
 		chunk: roundUp(min(max(int64(cfg.Capacity)/256, 64<<10), 4<<20), d.block),
 	}
 	return d, d.probe()
@@ -183,32 +182,33 @@ func (d *dir) takeLock() error {
 	return nil
 }
 
-func (d *dir) checkFormat(clusterID string) error {
+// format returns the cluster that the directory belongs to, "" if to none. It
+// is an error if that is another one than clusterID, or the format another
+// release's. A directory without a format gets ours.
+func (d *dir) format(clusterID string) (have string, err error) {
 	name := filepath.Join(d.root, formatFile)
 	data, err := vfs.ReadFile(d.fs, name, 4<<10)
 	if errors.Is(err, fs.ErrNotExist) {
-		return d.writeFormat(clusterID)
+		return "", d.writeFormat("")
 	}
 	if err != nil {
-		return fmt.Errorf("read cache directory's format: %w", err)
+		return "", fmt.Errorf("read cache directory's format: %w", err)
 	}
-	var have formatInfo
-	if err := json.Unmarshal(data, &have); err != nil {
-		return errs.E(errs.Invalid, "open cache directory", name, err)
+	var info formatInfo
+	if err := json.Unmarshal(data, &info); err != nil {
+		return "", errs.E(errs.Invalid, "open cache directory", name, err)
 	}
-	switch {
-	case have.Format != formatVersion:
-		return errs.E(errs.Invalid, "open cache directory", d.root,
-			fmt.Errorf("it has format %d, this release reads format %d", have.Format, formatVersion)).
+	if info.Format != formatVersion {
+		return "", errs.E(errs.Invalid, "open cache directory", d.root,
+			fmt.Errorf("it has format %d, this release reads format %d", info.Format, formatVersion)).
 			WithHint("use the release that wrote it, or another directory")
-	case clusterID == "" || have.ClusterID == clusterID:
-		return nil
-	case have.ClusterID == "":
-		return d.writeFormat(clusterID)
 	}
-	return errs.E(errs.Invalid, "open cache directory", d.root,
-		fmt.Errorf("it belongs to cluster %s, this one is %s", have.ClusterID, clusterID)).
-		WithHint("name another directory, or remove this one's content")
+	if clusterID != "" && info.ClusterID != "" && info.ClusterID != clusterID {
+		return "", errs.E(errs.Invalid, "open cache directory", d.root,
+			fmt.Errorf("it belongs to cluster %s, this one is %s", info.ClusterID, clusterID)).
+			WithHint("name another directory, or remove this one's content")
+	}
+	return info.ClusterID, nil
 }
 
 func (d *dir) writeFormat(clusterID string) error {

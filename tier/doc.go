@@ -1,11 +1,18 @@
-// Package tier is the block store of one worker: it keeps pages of files in a
-// cache directory and gives them back, checked.
+// Package tier is the block store of one worker: it keeps pages of files in
+// cache directories and gives them back, checked.
 //
-// It owns the directory's layout and index (FORMAT.md), the ledger of what
-// the directory takes on its file system, the order of victims, and the
-// checksums of pages. It knows nothing of under-stores, networks or other
-// workers. There is one directory now; Store stands above type dir so that
-// more of them, and tiers, can come.
+// It owns the directories' layout and index (FORMAT.md), the ledgers of what
+// they take on their file systems, the order of victims, and the checksums of
+// pages. It knows nothing of under-stores, networks or other workers. The
+// directories of one medium form a tier; Store finds a file's part, type dir
+// is all that concerns one directory.
+//
+// A file's directory is chosen when something of it is kept for the first
+// time, by the length of the file: the fastest tier that has room without
+// giving anything up; if none has, the slowest tier that can give something
+// up (place.go). A directory in memory takes no part over an eighth of it,
+// unless there is nothing but memory. From then on all pages of the file go
+// to that directory.
 //
 // The life of a page: a Handle pins the range that somebody reads, so that
 // nothing of it is evicted; Reserve charges the ledger for what is absent,
@@ -28,6 +35,9 @@
 //     files that are dropped go to held/ and stay charged until the proof. A
 //     page that failed its checksum is punched without it: it was never
 //     given out.
+//   - A part is in no directory until its first fill, and in the same one ever
+//     after. A file that is found in two directories at the start keeps the
+//     copy with more pages, in the faster one if they are equal.
 //   - A name in data/ is taken away before its part leaves the maps, so that
 //     no new part of the same file can meet the old file.
 //   - Locks are taken in this order: upkeepMu, roomMu, dir.gate, part.mu,

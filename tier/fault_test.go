@@ -293,7 +293,7 @@ func TestFullDiskStillEvicts(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
-	s, err := Open(testConfig(t.TempDir(), 16*mib), testOptions(), nil, reg)
+	s, err := Open([]Config{testConfig(t.TempDir(), 16*mib)}, testOptions(), nil, reg)
 	if err != nil {
 		t.Fatal(err)
 	}

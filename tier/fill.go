@@ -13,7 +13,7 @@ import (
 // methods are safe for concurrent use.
 type Reservation struct {
 	s          *Store
-	d          *dir
+	d          *dir // nil if nothing was charged and nothing is kept
 	p          *part
 	first, end int64 // pages
 
@@ -24,8 +24,9 @@ type Reservation struct {
 }
 
 // Reserve makes room for the absent pages of e, which is page-aligned and
-// within the handle's range, evicting others where it must. The pages stay
-// pinned until both the handle and the reservation are released.
+// within the handle's range, evicting others where it must. The first one of
+// a file chooses its directory. The pages stay pinned until both the handle
+// and the reservation are released.
 //
 // Errors: NoSpace if no room can be made; Invalid for an extent that is not
 // the handle's; Unavailable if the directory takes nothing any more.
@@ -39,7 +40,7 @@ func (h *Handle) Reserve(e block.Extent) (*Reservation, error) {
 	if h.s.closed.Load() {
 		return nil, errClosed("reserve", h.p.path())
 	}
-	r := &Reservation{s: h.s, d: h.d, p: h.p, first: first, end: end}
+	r := &Reservation{s: h.s, p: h.p, first: first, end: end}
 	if err := r.charge(); err != nil {
 		if errors.Is(err, errs.NoSpace) {
 			h.s.stats.noSpace.Add(1)
@@ -52,42 +53,73 @@ func (h *Handle) Reserve(e block.Extent) (*Reservation, error) {
 	return r, nil
 }
 
-// charge reserves what the absent pages will take.
+// charge reserves what the absent pages will take: in the part's directory,
+// or in one that is chosen now.
 func (r *Reservation) charge() error {
-	d, p := r.d, r.p
-	g := p.geometry()
-	leaf := leafOf(p.id)
-	var need, dirNeed, inodes int64
+	p := r.p
 	p.mu.Lock()
-	if p.has(partDead) {
-		p.mu.Unlock()
-		return fmt.Errorf("%w: the file was dropped meanwhile", errs.NoSpace)
-	}
-	if n := p.missing(r.first, r.end); n > 0 {
-		need = n * roundUp(block.PageSize, d.block)
-		if last := g.Pages() - 1; last < r.end && !p.unitOf(last).hasPage(last) {
-			need += d.pageCost(g, last) - roundUp(block.PageSize, d.block)
-		}
-		p.each(r.first, r.end, func(u *unit) {
-			if u.state.Load()&unitCharged == 0 {
-				need += d.overhead(u)
-			}
-		})
-		if !p.has(partCreated) {
-			inodes = 1
-			dirNeed = d.leaves.need(leaf)
-		}
-	}
+	dead, d, missing := p.has(partDead), r.s.dirOf(p), p.missing(r.first, r.end)
 	p.mu.Unlock()
-	if need == 0 {
+	switch {
+	case dead:
+		return fmt.Errorf("%w: the file was dropped meanwhile", errs.NoSpace)
+	case missing == 0:
+		r.d = d
 		return nil
+	case d == nil:
+		return r.place()
 	}
-	if err := d.makeRoom(need+dirNeed, inodes); err != nil {
+	return r.chargeTo(d, d.makeRoom)
+}
+
+// cost is what the absent pages of a reservation take in d. p.mu is held.
+func (r *Reservation) cost(d *dir) (bytes, leaf, inodes int64) {
+	p := r.p
+	g := p.geometry()
+	n := p.missing(r.first, r.end)
+	if n == 0 {
+		return 0, 0, 0
+	}
+	bytes = n * roundUp(block.PageSize, d.block)
+	if last := g.Pages() - 1; last < r.end && !p.unitOf(last).hasPage(last) {
+		bytes += d.pageCost(g, last) - roundUp(block.PageSize, d.block)
+	}
+	p.each(r.first, r.end, func(u *unit) {
+		if u.state.Load()&unitCharged == 0 {
+			bytes += d.overhead(u)
+		}
+	})
+	if !p.has(partCreated) {
+		inodes = 1
+		leaf = d.leaves.need(leafOf(p.id))
+	}
+	return bytes, leaf, inodes
+}
+
+// chargeTo reserves the cost in d by one of its functions, and settles that
+// the part is there. If it was placed elsewhere meanwhile, it charges that.
+func (r *Reservation) chargeTo(d *dir, reserve func(bytes, inodes int64) error) error {
+	p := r.p
+	p.mu.Lock()
+	bytes, leaf, inodes := r.cost(d)
+	p.mu.Unlock()
+	if err := reserve(bytes+leaf, inodes); err != nil {
 		return err
 	}
-	d.leaves.charged(leaf, dirNeed)
-	d.ledger.written(dirNeed)
-	r.left, r.inodes = need, inodes
+	p.mu.Lock()
+	if p.dirIndex == noDir {
+		p.dirIndex = d.num
+		p.serial = r.s.serial.Add(1)
+	}
+	elsewhere := p.dirIndex != d.num
+	p.mu.Unlock()
+	if elsewhere {
+		d.ledger.cancel(bytes+leaf, inodes)
+		return r.charge()
+	}
+	d.leaves.charged(leafOf(p.id), leaf)
+	d.ledger.written(leaf)
+	r.d, r.left, r.inodes = d, bytes, inodes
 	return nil
 }
 
@@ -99,10 +131,12 @@ func (r *Reservation) Release() {
 		return
 	}
 	r.released = true
-	r.d.ledger.cancel(r.left, r.inodes)
+	if r.d != nil {
+		r.d.ledger.cancel(r.left, r.inodes)
+	}
 	r.left, r.inodes = 0, 0
 	r.p.mu.Unlock()
-	r.d.unpin(r.p, r.first, r.end)
+	r.s.unpin(r.p, r.first, r.end)
 }
 
 // Fill keeps one whole page: data is all of it, and the last page of a file

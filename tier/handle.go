@@ -17,7 +17,6 @@ import (
 // Release must come last.
 type Handle struct {
 	s          *Store
-	d          *dir
 	p          *part
 	first, end int64     // pages
 	file       *openFile // once it was needed; guarded by p.mu
@@ -40,10 +39,10 @@ func (s *Store) Acquire(f File, e block.Extent) (*Handle, error) {
 	}
 	first, end := f.Geometry().PageRange(e)
 	p := s.lockPart(f)
-	h := &Handle{s: s, d: s.dirOf(p), p: p, first: first, end: end}
+	h := &Handle{s: s, p: p, first: first, end: end}
 	hit := p.pin(first, end)
-	if hit {
-		p.each(first, end, h.d.queue.touch)
+	if d := s.dirOf(p); hit && d != nil {
+		p.each(first, end, d.queue.touch)
 	}
 	p.mu.Unlock()
 	return h, nil
@@ -83,18 +82,27 @@ func (p *part) missing(first, end int64) int64 {
 }
 
 // unpin undoes pin; what holds nothing any more goes. No lock is held.
-func (d *dir) unpin(p *part, first, end int64) {
+func (s *Store) unpin(p *part, first, end int64) {
 	p.mu.Lock()
+	d := s.dirOf(p)
 	p.each(first, end, func(u *unit) {
 		if u.pins.Add(-1) == 0 && p.has(partByBlock) && !p.has(partDead) && u.count() == 0 {
-			d.ledger.free(d.charge(u), 0)
-			d.queue.remove(u)
+			if d != nil {
+				d.ledger.free(d.charge(u), 0)
+				d.queue.remove(u)
+			}
 			delete(p.set.blocks, u.word)
 		}
 	})
 	p.refs--
 	idle := p.refs == 0
 	switch {
+	case d == nil:
+		if idle && !p.has(partDead) {
+			p.flags |= partDead
+			s.forget(p)
+		}
+		idle = false
 	case idle && p.has(partDead):
 		d.finishHeld(p)
 		idle = false
@@ -140,7 +148,7 @@ func (h *Handle) Release() {
 		h.file = nil
 	}
 	h.p.mu.Unlock()
-	h.d.unpin(h.p, h.first, h.end)
+	h.s.unpin(h.p, h.first, h.end)
 }
 
 // Missing returns the runs of pages that are absent, ascending, cut at the
@@ -246,13 +254,14 @@ func (h *Handle) ready(e block.Extent) (f *openFile, checked bool, err error) {
 	if err == nil {
 		return f, checked, nil
 	}
+	d := h.s.dirOf(p)
 	if errors.Is(err, fs.ErrNotExist) { // somebody removed the backing file
-		if h.d.detach(p, false) > 0 {
+		if d.detach(p, false) > 0 {
 			h.s.stats.checksumErrors.Add(1)
 		}
 		return nil, false, errs.E(errs.Corrupt, "read", p.path(), err)
 	}
-	return nil, false, h.d.wrap("read", p, err)
+	return nil, false, d.wrap("read", p, err)
 }
 
 // open returns the open file, which stays open until Release. p.mu is held.
@@ -261,7 +270,7 @@ func (h *Handle) open() (*openFile, error) {
 		if h.p.has(partDead) && h.p.file == nil {
 			return nil, fs.ErrNotExist
 		}
-		f, err := h.d.openPart(h.p)
+		f, err := h.s.dirOf(h.p).openPart(h.p)
 		if err != nil {
 			return nil, err
 		}
@@ -351,7 +360,7 @@ func readError(err error) error {
 
 // corrupt drops a page whose bytes cannot be had and returns the error.
 func (h *Handle) corrupt(page int64, cause error) error {
-	d, p := h.d, h.p
+	d, p := h.s.dirOf(h.p), h.p
 	d.gate.RLock()
 	defer d.gate.RUnlock()
 	p.mu.Lock()

@@ -47,7 +47,7 @@ func tryOpen(dir string, capacity int64, opts ...opener) (*Store, error) {
 	for _, opt := range opts {
 		opt(&o, &c)
 	}
-	return Open(c, o, slog.New(slog.DiscardHandler), nil)
+	return Open([]Config{c}, o, slog.New(slog.DiscardHandler), nil)
 }
 
 // abandon leaves a store as kill -9 does: descriptors and lock go, nothing
@@ -209,23 +209,18 @@ func diskUse(t testing.TB, dir string) int64 {
 	return total
 }
 
-// checkLedger compares the ledger with the disk and with the parts.
+// checkLedger compares the ledgers with the disks and with the parts.
 func checkLedger(t testing.TB, s *Store) {
 	t.Helper()
-	d := s.dirs[0]
-	st := d.ledger.state()
-	if st.used > int64(d.cfg.Capacity) {
-		t.Fatalf("ledger has %d bytes, capacity is %d", st.used, d.cfg.Capacity)
-	}
-	if du := diskUse(t, d.root); du > st.used {
-		t.Fatalf("disk has %d bytes, ledger %d", du, st.used)
-	}
-	var parts, cached int64
+	charges := make([]int64, len(s.dirs))
+	var cached int64
 	files := 0
 	for i := range s.shards {
 		for _, p := range s.shards[i].parts {
 			p.mu.Lock()
-			parts += d.partCharge(p)
+			if d := s.dirOf(p); d != nil {
+				charges[d.num] += d.partCharge(p)
+			}
 			cached += p.cachedBytes()
 			if p.has(partIndexed) {
 				files++
@@ -239,6 +234,20 @@ func checkLedger(t testing.TB, s *Store) {
 	if got := s.Stats().CachedFiles; got != int64(files) {
 		t.Fatalf("store counts %d cached files, there are %d", got, files)
 	}
+	for i, d := range s.dirs {
+		checkDirLedger(t, d, charges[i])
+	}
+}
+
+func checkDirLedger(t testing.TB, d *dir, parts int64) {
+	t.Helper()
+	st := d.ledger.state()
+	if st.used > int64(d.cfg.Capacity) {
+		t.Fatalf("ledger has %d bytes, capacity is %d", st.used, d.cfg.Capacity)
+	}
+	if du := diskUse(t, d.root); du > st.used {
+		t.Fatalf("disk has %d bytes, ledger %d", du, st.used)
+	}
 	var index int64
 	for _, n := range d.indexFiles {
 		index += n
@@ -248,8 +257,8 @@ func checkLedger(t testing.TB, s *Store) {
 		leaves += int64(n) * d.block
 	}
 	if sum := parts + index + leaves + st.held + baseCharge*d.block + st.reserved; sum != st.used {
-		t.Fatalf("ledger has %d bytes, the sum is %d: parts %d, index %d, directories %d, held %d, reserved %d",
-			st.used, sum, parts, index, leaves, st.held, st.reserved)
+		t.Fatalf("ledger of %s has %d bytes, the sum is %d: parts %d, index %d, directories %d, held %d, reserved %d",
+			d.root, st.used, sum, parts, index, leaves, st.held, st.reserved)
 	}
 }
 

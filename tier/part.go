@@ -63,12 +63,15 @@ type part struct {
 	text       string // path, then tag
 	length     int64
 	file       *openFile // nil when no descriptor is open
-	serial     uint64    // names this part in the index
+	serial     uint64    // names this part in the index of its directory; rising over all of them
 	pathLen    uint32
 	blockPages uint16 // pages per block
 	flags      uint8
-	dirIndex   uint8
+	dirIndex   uint8 // in Store.dirs; noDir until the first fill, and the same ever after
 }
+
+// noDir is the dirIndex of a part that nothing was ever kept of.
+const noDir = maxDirs
 
 // Bits of part.flags, guarded by part.mu.
 const (
@@ -345,4 +348,11 @@ func (p *part) blockStates(all []BlockState) []BlockState {
 		}
 	}
 	return all
+}
+
+// pages counts the pages present. The caller holds p.mu.
+func (p *part) pages() int64 {
+	var n int64
+	p.all(func(u *unit) { n += u.count() })
+	return n
 }

@@ -21,7 +21,8 @@ import (
 // recovery rebuilds a directory's memory from its index and its files.
 type recovery struct {
 	d     *dir
-	parts map[uint64]*part // by serial
+	parts map[uint64]*part       // by serial
+	twins map[block.FileID]*part // those of parts that a directory recovered earlier has, too
 
 	segment  uint64 // being read; 0 for the snapshot
 	rebooted bool   // the last run ended with the machine's
@@ -41,30 +42,30 @@ type suspect struct {
 }
 
 // recover reads the index, compares it with the files, and opens a log
-// segment for this run.
-func (d *dir) recover() error {
+// segment for this run. Its parts are in the store's map then, but for twins;
+// adopt does the rest.
+func (d *dir) recover() (*recovery, error) {
 	start := time.Now()
-	r := &recovery{d: d, parts: map[uint64]*part{}}
+	r := &recovery{d: d, parts: map[uint64]*part{}, twins: map[block.FileID]*part{}}
 	segments, snapshots, err := r.list()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.readIndex(segments, snapshots); err != nil {
-		return err
+		return nil, err
 	}
 	d.ledger.add(baseCharge*d.block, 8)
 	d.ledger.setLimit(math.MaxInt64, math.MaxInt64) // until all is known
 	if err := r.scan(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.settle(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := r.openLog(); err != nil {
-		return err
+		return nil, err
 	}
 	d.refreshLimits()
-	d.shrink()
 	st := d.ledger.state()
 	if st.limit < st.used+d.index.chunk {
 		d.log.Warn("file system is too full: the cache directory can keep little",
@@ -74,7 +75,65 @@ func (d *dir) recover() error {
 		slog.Int("files", len(r.parts)), slog.Int64("used_bytes", st.used), slog.Bool("clean", r.clean),
 		slog.Bool("rebooted", r.rebooted), slog.Int("pages_verified", r.verified), slog.Int("dropped", r.dropped),
 		slog.Int("unknown_files", r.held), slog.Duration("took", time.Since(start)))
+	return r, nil
+}
+
+// adopt makes what the directories have one store: of a file in two of them,
+// left by a crash in the middle of a move, the better copy stays; the path
+// index and the sums are built.
+func (s *Store) adopt(found []*recovery) error {
+	var all []*part
+	for _, r := range found {
+		for id, twin := range r.twins {
+			if err := s.keepBetter(id, twin); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range found {
+		for _, p := range r.parts {
+			if p.has(partDead) {
+				continue
+			}
+			p.flags |= partIndexed
+			s.cachedBytes.Add(p.cachedBytes())
+			all = append(all, p)
+		}
+	}
+	s.cachedFiles.Add(int64(len(all)))
+	for _, p := range s.paths.load(all) {
+		p.state.Or(unitSuperseded)
+		d := s.dirOf(p)
+		d.superseded = append(d.superseded, p)
+	}
+	for _, d := range s.dirs {
+		d.shrink()
+	}
 	return nil
+}
+
+// keepBetter drops one of two parts of a file: the one with fewer pages, the
+// one in the slower directory if they are equal.
+func (s *Store) keepBetter(id block.FileID, twin *part) error {
+	sh := s.shardOf(id)
+	other := sh.parts[id]
+	if twin.has(partDead) {
+		return nil
+	}
+	loser := twin
+	if other == nil || other.pages() < twin.pages() {
+		loser, sh.parts[id] = other, twin
+	}
+	if loser == nil {
+		return nil
+	}
+	d := s.dirOf(loser)
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	loser.mu.Lock()
+	defer loser.mu.Unlock()
+	_, err := d.detachLocked(loser)
+	return errs.Wrap(err, "drop second copy in", d.root)
 }
 
 // list returns the sequences of the index's segments and snapshots, ascending,
@@ -257,16 +316,31 @@ func (r *recovery) applyPart(rec *record) error {
 		ID: rec.File, MountID: rec.MountID, Length: rec.Length, BlockSize: rec.BlockSize,
 		Path: string(rec.Path), Tag: string(rec.Tag),
 	})
-	p.serial = rec.Serial
+	p.serial, p.dirIndex = rec.Serial, d.num
 	p.flags |= partCreated | partLogged
-	sh := d.store.shardOf(p.id)
-	if old := sh.parts[p.id]; old != nil {
+	if old := r.find(p.id); old != nil {
 		r.dropPart(old) // its drop record is lost
 	}
-	sh.parts[p.id] = p
+	sh := d.store.shardOf(p.id)
+	if sh.parts[p.id] == nil {
+		sh.parts[p.id] = p
+	} else {
+		r.twins[p.id] = p
+	}
 	r.parts[p.serial] = p
-	if d.serial.Load() < p.serial {
-		d.serial.Store(p.serial)
+	if d.store.serial.Load() < p.serial {
+		d.store.serial.Store(p.serial)
+	}
+	return nil
+}
+
+// find returns this directory's part of a file.
+func (r *recovery) find(id block.FileID) *part {
+	if p := r.twins[id]; p != nil {
+		return p
+	}
+	if p := r.d.store.shardOf(id).parts[id]; p != nil && p.dirIndex == r.d.num {
+		return p
 	}
 	return nil
 }
@@ -331,6 +405,9 @@ func (r *recovery) dropPart(p *part) {
 	sh := r.d.store.shardOf(p.id)
 	if sh.parts[p.id] == p {
 		delete(sh.parts, p.id)
+	}
+	if r.twins[p.id] == p {
+		delete(r.twins, p.id)
 	}
 }
 
@@ -425,7 +502,7 @@ func (r *recovery) scanLeaf(top, leaf string) error {
 	for _, e := range entries {
 		name := filepath.Join(dir, e.Name())
 		id, err := block.ParseFileID(e.Name())
-		if p := d.store.shardOf(id).parts[id]; err == nil && p != nil && d.partName(id) == name {
+		if p := r.find(id); err == nil && p != nil && d.partName(id) == name {
 			p.flags |= partSeen
 			d.ledger.add(0, 1)
 			n++
@@ -465,14 +542,12 @@ func (r *recovery) hold(name string) error {
 	return r.d.discard(name)
 }
 
-// settle checks the pages that may not be on the disk, charges all parts and
-// builds the path index.
+// settle checks the pages that may not be on the disk and charges all parts.
 func (r *recovery) settle() error {
 	if err := r.checkSuspects(); err != nil {
 		return err
 	}
 	d := r.d
-	sorted := make([]*part, 0, len(r.parts))
 	for _, p := range r.parts {
 		if p.empty() {
 			d.ledger.free(0, 1)
@@ -491,14 +566,7 @@ func (r *recovery) settle() error {
 			}
 		}
 		d.ledger.add(charge, 0)
-		d.store.cachedBytes.Add(p.cachedBytes())
-		d.store.cachedFiles.Add(1)
-		p.flags = p.flags&^partSeen | partIndexed
-		sorted = append(sorted, p)
-	}
-	d.superseded = d.store.paths.load(sorted)
-	for _, p := range d.superseded {
-		p.state.Or(unitSuperseded)
+		p.flags &^= partSeen
 	}
 	return nil
 }

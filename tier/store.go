@@ -1,10 +1,12 @@
 package tier
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +29,10 @@ const (
 type Store struct {
 	opts Options
 	log  *slog.Logger
-	dirs []*dir // one, until there are tiers
+	dirs []*dir // fastest medium first
+
+	byBlock bool // files above wholeLimit are evicted by block: every directory can punch
+	serial  atomic.Uint64
 
 	shards [shardCount]shard
 	paths  *pathIndex
@@ -54,14 +59,16 @@ type counters struct {
 	filledPages, filledBytes, evictedBytes, evictedFiles, checksumErrors, noSpace atomic.Int64
 }
 
-// Open locks the directory, recovers what it holds and returns a store. It
-// starts nothing; Run does the upkeep. reg may be nil.
+// Open locks the directories, recovers what they hold and returns a store. It
+// starts nothing; Run does the upkeep. reg may be nil. The directories of one
+// medium form a tier; the order of cfgs means nothing else.
 //
-// Errors: Busy if another process has the directory, Invalid if it belongs to
-// another cluster or a newer release or is no cache directory.
-func Open(cfg Config, opts Options, log *slog.Logger, reg prometheus.Registerer) (_ *Store, err error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, errs.E(errs.Invalid, "open cache directory", cfg.Dir, err)
+// Errors name the directory. Busy if another process has it, Invalid if it
+// belongs to another cluster or a newer release or is no cache directory, or
+// if it cannot be used beside another one.
+func Open(cfgs []Config, opts Options, log *slog.Logger, reg prometheus.Registerer) (_ *Store, err error) {
+	if err := ValidateAll(cfgs); err != nil {
+		return nil, errs.E(errs.Invalid, "open cache directories", "", err)
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -82,20 +89,55 @@ func Open(cfg Config, opts Options, log *slog.Logger, reg prometheus.Registerer)
 	for i := range s.shards {
 		s.shards[i].parts = map[block.FileID]*part{}
 	}
-	d, err := openDir(cfg, opts, s, log)
-	if err != nil {
+	if err := s.openDirs(cfgs); err != nil {
 		return nil, err
-	}
-	s.dirs = []*dir{d}
-	if err := d.recover(); err != nil {
-		d.closeIdle()
-		return nil, errors.Join(errs.Wrap(err, "recover cache directory", cfg.Dir), d.index.close(), d.lock.Close())
 	}
 	s.opts.OnChange = onChange
 	if s.unregister, err = register(s, reg); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// openDirs opens the directories, fastest medium first, and then recovers
+// them.
+func (s *Store) openDirs(cfgs []Config) (err error) {
+	cfgs = slices.Clone(cfgs)
+	slices.SortStableFunc(cfgs, func(a, b Config) int { return cmp.Compare(a.Medium.rank(), b.Medium.rank()) })
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, d := range s.dirs {
+			d.closeIdle()
+			err = errors.Join(err, d.index.close(), d.lock.Close())
+		}
+	}()
+	s.byBlock = true
+	for _, cfg := range cfgs {
+		d, err := openDir(cfg, uint8(len(s.dirs)), s)
+		var named *errs.Error
+		if err != nil && !errors.As(err, &named) {
+			err = errs.Wrap(err, "open cache directory", cfg.Dir)
+		}
+		if err != nil {
+			return err
+		}
+		s.dirs = append(s.dirs, d)
+		s.byBlock = s.byBlock && d.canPunch
+	}
+	if err := s.BindCluster(s.opts.ClusterID); err != nil {
+		return err
+	}
+	var found []*recovery
+	for _, d := range s.dirs {
+		r, err := d.recover()
+		if err != nil {
+			return errs.Wrap(err, "recover cache directory", d.root)
+		}
+		found = append(found, r)
+	}
+	return s.adopt(found)
 }
 
 // Run keeps the store: a checkpoint each second or 64 MiB, compaction of the
@@ -183,24 +225,30 @@ func (s *Store) lockPart(f File) *part {
 	}
 }
 
+// newPart makes a part that is in no directory yet.
 func (s *Store) newPart(f File) *part {
-	d := s.dirs[0]
 	p := &part{
 		id: f.ID, mountID: f.MountID, text: f.Path + f.Tag, length: f.Length,
-		serial:     d.serial.Add(1),
 		pathLen:    uint32(len(f.Path)),
 		blockPages: uint16(f.BlockSize / block.PageSize),
-		dirIndex:   d.num,
+		dirIndex:   noDir,
 	}
 	p.unit.part = p
-	if f.Length > wholeLimit && d.canPunch {
+	if f.Length > wholeLimit && s.byBlock {
 		p.flags |= partByBlock
 		p.set = &pageSet{blocks: map[uint32]*unit{}}
 	}
 	return p
 }
 
-func (s *Store) dirOf(p *part) *dir { return s.dirs[p.dirIndex] }
+// dirOf returns the directory of p; nil if nothing of it was ever kept. The
+// caller holds p.mu, or saw under it that p has a page.
+func (s *Store) dirOf(p *part) *dir {
+	if p.dirIndex == noDir {
+		return nil
+	}
+	return s.dirs[p.dirIndex]
+}
 
 // forget takes a dead part out of the maps. p.mu is held.
 func (s *Store) forget(p *part) {
@@ -348,11 +396,25 @@ func (s *Store) Stats() Stats {
 	return st
 }
 
-// BindCluster binds directories that belong to no cluster yet to this one.
-// It is an error of kind Invalid if one belongs to another.
+// BindCluster binds directories that belong to no cluster yet to this one. If
+// one belongs to another it binds none, and the error is of kind Invalid. An
+// empty ID binds none.
 func (s *Store) BindCluster(clusterID string) error {
+	if clusterID == "" {
+		return nil
+	}
+	var free []*dir
 	for _, d := range s.dirs {
-		if err := d.checkFormat(clusterID); err != nil {
+		have, err := d.format(clusterID)
+		if err != nil {
+			return err
+		}
+		if have != clusterID {
+			free = append(free, d)
+		}
+	}
+	for _, d := range free {
+		if err := d.writeFormat(clusterID); err != nil {
 			return err
 		}
 	}

@@ -205,7 +205,7 @@ func TestDirectoryRefusals(t *testing.T) {
 		}
 	})
 	t.Run("configuration", func(t *testing.T) {
-		_, err := Open(Config{Dir: "relative", Medium: "tape", FreeShare: 2}, Options{}, nil, nil)
+		_, err := Open([]Config{{Dir: "relative", Medium: "tape", FreeShare: 2}}, Options{}, nil, nil)
 		for _, want := range []string{"dir:", "medium:", "capacity:", "free_share:", "open_files:"} {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Fatalf("%v does not name %s", err, want)

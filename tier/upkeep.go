@@ -54,7 +54,9 @@ func (d *dir) unverifyAll() {
 		sh.mu.RUnlock()
 		for _, p := range parts {
 			p.mu.Lock()
-			p.all(func(u *unit) { u.unverify() })
+			if p.dirIndex == d.num {
+				p.all(func(u *unit) { u.unverify() })
+			}
 			p.mu.Unlock()
 		}
 	}

@@ -20,18 +20,18 @@ import (
 	"millrace/tier"
 )
 
-// parseCache reads DIR:SIZE[:ssd|hdd]. DIR may hold colons.
+// parseCache reads DIR:SIZE[:memory|ssd|hdd]. DIR may hold colons.
 func parseCache(s string) (tier.Config, error) {
 	c := tier.DefaultConfig()
 	rest := s
 	dir, last, ok := cutLast(rest, ":")
-	if m := tier.Medium(last); ok && (m == tier.SSD || m == tier.HDD) {
+	if m := tier.Medium(last); ok && (m == tier.Memory || m == tier.SSD || m == tier.HDD) {
 		c.Medium = m
 		rest = dir
 		dir, last, ok = cutLast(rest, ":")
 	}
 	if !ok || dir == "" {
-		return c, fmt.Errorf("--cache %q: want DIR:SIZE or DIR:SIZE:ssd or DIR:SIZE:hdd", s)
+		return c, fmt.Errorf("--cache %q: want DIR:SIZE or DIR:SIZE:MEDIUM, where MEDIUM is memory, ssd or hdd", s)
 	}
 	var err error
 	if c.Capacity, err = size.ParseBytes(last); err != nil {
@@ -190,24 +190,29 @@ func resolve(path string) (string, error) {
 	return filepath.Join(target, strings.TrimPrefix(path, parent)), nil
 }
 
-// readyCache checks what would go wrong with a cache directory, and returns it
-// with no more open files than this process may have.
-func (n *node) readyCache(ctx context.Context, c tier.Config) (tier.Config, error) {
-	if place, ok := fuse.Lookup(c.Dir); ok {
-		return c, errs.E(errs.Invalid, "use cache directory", c.Dir, fmt.Errorf("it is below the mount of Millrace on %s", place.MountPoint)).
-			WithHint("choose a directory on a local disk")
-	}
+// readyCaches checks what would go wrong with the cache directories, and
+// returns them with no more open files than this process may have.
+func (n *node) readyCaches(ctx context.Context, caches []tier.Config) ([]tier.Config, error) {
 	limit, err := openFilesLimit()
 	if err != nil {
-		return c, err
+		return nil, err
 	}
 	// Connections, readers and the index need the other half.
-	if most := limit / 2; uint64(c.OpenFiles) > most {
-		n.log.WarnContext(ctx, "few open files are allowed: the cache keeps fewer open than it would",
-			"limit", limit, "kept", most, "configured", c.OpenFiles, "hint", moreFiles)
-		c.OpenFiles = int(most)
+	most := max(limit/2/uint64(len(caches)), 1)
+	caches = slices.Clone(caches)
+	for i := range caches {
+		c := &caches[i]
+		if place, ok := fuse.Lookup(c.Dir); ok {
+			return nil, errs.E(errs.Invalid, "use cache directory", c.Dir, fmt.Errorf("it is below the mount of Millrace on %s", place.MountPoint)).
+				WithHint("choose a directory on a local disk")
+		}
+		if uint64(c.OpenFiles) > most {
+			n.log.WarnContext(ctx, "few open files are allowed: the cache keeps fewer open than it would",
+				"dir", c.Dir, "limit", limit, "kept", most, "configured", c.OpenFiles, "hint", moreFiles)
+			c.OpenFiles = int(most)
+		}
 	}
-	return c, nil
+	return caches, nil
 }
 
 // moreFiles is what to do when too few files may be open.
@@ -223,7 +228,7 @@ func openFilesLimit() (uint64, error) {
 }
 
 // explainCache says what to do about a cache directory that cannot be used.
-func explainCache(dir string, err error) error {
+func explainCache(err error) error {
 	var hint string
 	switch {
 	case errors.Is(err, unix.EROFS):
@@ -237,5 +242,9 @@ func explainCache(dir string, err error) error {
 	default:
 		return err
 	}
-	return errs.E(errs.KindOf(err), "open cache directory", dir, err).WithHint(hint)
+	var named *errs.Error
+	if !errors.As(err, &named) {
+		return err
+	}
+	return named.WithHint(hint)
 }

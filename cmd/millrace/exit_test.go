@@ -65,6 +65,7 @@ func TestParseCache(t *testing.T) {
 	for _, tc := range []struct{ in, dir, medium, size, bad string }{
 		{in: "/a:10GiB", dir: "/a", medium: "ssd", size: "10GiB"},
 		{in: "/a:b:1GiB:hdd", dir: "/a:b", medium: "hdd", size: "1GiB"},
+		{in: "/a:1GiB:memory", dir: "/a", medium: "memory", size: "1GiB"},
 		{in: "/ssd:1GiB", dir: "/ssd", medium: "ssd", size: "1GiB"},
 		{in: "/a", bad: "want DIR:SIZE"},
 		{in: ":1GiB", bad: "want DIR:SIZE"},

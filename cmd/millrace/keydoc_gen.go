@@ -89,7 +89,7 @@ func keyDocs() map[string]string {
 		"worker.readahead_max":             "readahead_max bounds what is fetched ahead of one sequential reader; 0 switches read-ahead off. It is never more than 1/8 of the smallest cache directory.",
 		"worker.report_interval":           "report_interval is how long changes of cached blocks are gathered before they are reported.",
 		"worker.report_queue":              "report_queue bounds the blocks whose change a master has not been told yet, about 64 bytes each; past it a full report takes their place.",
-		"worker.tier":                      "A directory that holds cached data. A worker needs one.",
+		"worker.tier":                      "A directory that holds cached data. A worker needs at least one; those of one medium form a tier.",
 		"worker.tier.capacity":             "capacity is how many bytes of the file system the cache may take, its index and directories included; at least 4 MiB.",
 		"worker.tier.dir":                  "dir is the directory that holds the cache; absolute. It is created if it is missing, and must be empty or a cache directory of this cluster.",
 		"worker.tier.free_share":           "free_share is the share of the file system that stays free whatever Capacity says, so that others on it go on working; 0 to 0.9.",

@@ -221,13 +221,13 @@ func (n *node) listenWorker(ctx context.Context) (l workerListeners, err error) 
 	return l, err
 }
 
-// startWorker opens the cache directory, makes the worker and starts both.
+// startWorker opens the cache directories, makes the worker and starts both.
 func (n *node) startWorker(ctx context.Context, l workerListeners, masters []string) (*cacheworker.Worker, error) {
 	c := &n.settings.Worker
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, errs.Wrap(err, "make data directory", c.DataDir)
 	}
-	cache, err := n.readyCache(ctx, c.Tiers[0])
+	caches, err := n.readyCaches(ctx, c.Tiers)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	log := n.log.With("role", "worker")
 	// The store tells the worker, which is made with the store.
 	var worker atomic.Pointer[cacheworker.Worker]
-	store, err := tier.Open(cache, tier.Options{
+	store, err := tier.Open(caches, tier.Options{
 		ClusterID: id.ClusterID,
 		OnChange: func(b tier.BlockState) {
 			if w := worker.Load(); w != nil {
@@ -252,7 +252,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 		},
 	}, log, reg)
 	if err != nil {
-		return nil, explainCache(cache.Dir, err)
+		return nil, explainCache(err)
 	}
 	n.closers = append(n.closers, store.Close)
 	w, err := cacheworker.New(c.Config, cacheworker.Deps{
@@ -263,7 +263,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 		return nil, err
 	}
 	worker.Store(w)
-	n.group.Start(ctx, "cache directory", store.Run)
+	n.group.Start(ctx, "cache directories", store.Run)
 	n.startOps(ctx, "worker", l.http, reg, w.Ready)
 	n.group.Start(ctx, "worker", w.Run)
 	return w, nil

@@ -76,7 +76,8 @@ type Worker struct {
 
 	cacheworker.Config
 
-	// A directory that holds cached data. A worker needs one.
+	// A directory that holds cached data. A worker needs at least one; those
+	// of one medium form a tier.
 	Tiers []tier.Config `toml:"tier"`
 }
 
@@ -202,11 +203,8 @@ func (s *Settings) Validate() error {
 		atPath("worker", s.Worker.Config.Validate()),
 		atPath("client", c.Validate()),
 		atPath("fuse", s.FUSE.Config.Validate()))
-	for i := range s.Worker.Tiers {
-		list = append(list, atPath(fmt.Sprintf("worker.tier[%d]", i), s.Worker.Tiers[i].Validate()))
-	}
-	if n := len(s.Worker.Tiers); n > 1 {
-		list = append(list, fmt.Errorf("worker.tier: %d cache directories are given, this release takes one", n))
+	if len(s.Worker.Tiers) > 0 { // none may be given, up then makes one
+		list = append(list, atPath("worker.tier", tier.ValidateAll(s.Worker.Tiers)))
 	}
 	return errors.Join(list...)
 }
@@ -219,7 +217,10 @@ func atPath(path string, err error) error {
 	}
 	var list []error
 	for line := range strings.SplitSeq(err.Error(), "\n") {
-		list = append(list, errors.New(path+"."+strings.TrimPrefix(line, path+".")))
+		if !strings.HasPrefix(line, "[") {
+			line = "." + strings.TrimPrefix(line, path+".")
+		}
+		list = append(list, errors.New(path+line))
 	}
 	return errors.Join(list...)
 }

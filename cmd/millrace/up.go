@@ -71,7 +71,7 @@ func (a *app) upCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&u.dataDir, "data-dir", "~/.millrace", "`DIR` of all state")
-	f.StringArrayVar(&u.caches, "cache", nil, "cache directory, `DIR:SIZE[:ssd|hdd]` (default DATA_DIR/cache with 80 % of what is free)")
+	f.StringArrayVar(&u.caches, "cache", nil, "cache directory, `DIR:SIZE[:memory|ssd|hdd]`; may be repeated (default DATA_DIR/cache with 80 % of what is free)")
 	addUFSOptFlag(c, &u.ufsOptions)
 	f.StringVar(&u.mountOptions, "mount-opt", "", "mount options, separated by commas: allow_other, uid=, gid=, umask=, nonempty")
 	f.StringVar(&u.listen, "listen", loopback, "`IP` to listen on")

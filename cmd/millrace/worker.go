@@ -36,7 +36,7 @@ func (a *app) workerCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.String("data-dir", "", "`DIR` of the worker's identity")
-	f.StringArrayVar(&caches, "cache", nil, "cache directory, `DIR:SIZE[:ssd|hdd]`")
+	f.StringArrayVar(&caches, "cache", nil, "cache directory, `DIR:SIZE[:memory|ssd|hdd]`; may be repeated")
 	f.String("listen", "", "`HOST:PORT` of gRPC")
 	f.String("data-listen", "", "`HOST:PORT` of the data plane")
 	f.String("http-listen", "", "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
@@ -50,14 +50,17 @@ func cacheTiers(flags []string, configured []tier.Config) ([]tier.Config, error)
 	if len(flags) == 0 {
 		return configured, nil
 	}
-	if len(flags) > 1 {
-		return nil, usagef("--cache: %d directories are given, this release takes one", len(flags))
+	all := make([]tier.Config, len(flags))
+	for i, flag := range flags {
+		var err error
+		if all[i], err = parseCache(flag); err != nil {
+			return nil, usageError{err}
+		}
 	}
-	t, err := parseCache(flags[0])
-	if err != nil {
-		return nil, usageError{err}
+	if err := tier.ValidateAll(all); err != nil {
+		return nil, usagef("--cache%w", err)
 	}
-	return []tier.Config{t}, nil
+	return all, nil
 }
 
 func runWorker(ctx context.Context, n *node) error {
