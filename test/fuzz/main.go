@@ -49,23 +49,29 @@ func run(ctx context.Context, args []string) error {
 	}
 	each := max(*duration/time.Duration(len(targets)), leastTime)
 	fmt.Printf("%d fuzz targets, %v each\n", len(targets), each.Round(time.Second))
-	var failed error
 	var executions int64
+	failed := 0
 	for _, t := range targets {
 		r, err := t.run(ctx, each, *parallel)
 		if ctx.Err() != nil {
-			return errors.Join(failed, context.Cause(ctx))
+			return context.Cause(ctx)
 		}
 		kept := 0
 		if err == nil && *keep {
 			kept, err = t.keep(cache)
 		}
-		failed = errors.Join(failed, err)
 		executions += r.executions
 		fmt.Println(line(t, r, err, kept))
+		if err != nil {
+			fmt.Println(err)
+			failed++
+		}
 	}
 	fmt.Printf("%d executions of %d targets\n", executions, len(targets))
-	return failed
+	if failed > 0 {
+		return fmt.Errorf("%d targets failed", failed)
+	}
+	return nil
 }
 
 // line is what is printed of one target.
