@@ -45,7 +45,8 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 	if cfg.MountPoint != "" {
 		args = append(args, cfg.MountPoint)
 	}
-	args = append(args, "--data-dir", cfg.DataDir, "--random-ports", "--log-level", "warn")
+	// A memory tier would stay behind.
+	args = append(args, "--data-dir", cfg.DataDir, "--memory", "0", "--random-ports", "--log-level", "warn")
 	if cfg.CacheSize != "" {
 		args = append(args, "--cache", filepath.Join(cfg.DataDir, "cache")+":"+cfg.CacheSize)
 	}

@@ -42,6 +42,8 @@ type node struct {
 	addresses daemon.Addresses
 	group     *daemon.Group
 	closers   []func() error // in the order of opening; closed in the reverse
+	memory    memoryTier     // of the worker
+	made      []string       // directories that go again if the start fails
 }
 
 // leastFiles is how many files a process of Millrace must be able to open: with
@@ -60,6 +62,9 @@ func newNode(s *Settings, log *slog.Logger) (*node, error) {
 	// A log that nobody reads any more must not end a daemon on the spot: its
 	// mount would stay behind, dead.
 	signal.Ignore(syscall.SIGPIPE)
+	if err := limitHeap(nil); err != nil {
+		return nil, err
+	}
 	return &node{log: log, settings: s, addresses: daemon.Addresses{}, group: daemon.NewGroup(log)}, nil
 }
 
@@ -111,7 +116,11 @@ func (n *node) fail(ctx context.Context, err error) error {
 	if bound.Err() == nil {
 		n.group.Fail(err)
 	}
-	return errors.Join(context.Cause(ctx), n.finish(ctx)) // the cause is a signal, if one came
+	list := []error{context.Cause(ctx), n.finish(ctx)} // the cause is a signal, if one came
+	for _, dir := range n.made {
+		list = append(list, os.RemoveAll(dir))
+	}
+	return errors.Join(list...)
 }
 
 // finish waits for the end and gives everything back.
@@ -227,11 +236,11 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, errs.Wrap(err, "make data directory", c.DataDir)
 	}
-	caches, err := n.readyCaches(ctx, c.Tiers)
+	id, err := cacheworker.LoadIdentity(c.DataDir)
 	if err != nil {
 		return nil, err
 	}
-	id, err := cacheworker.LoadIdentity(c.DataDir)
+	caches, err := n.readyCaches(ctx, id.ClusterID)
 	if err != nil {
 		return nil, err
 	}

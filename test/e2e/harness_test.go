@@ -29,7 +29,18 @@ const patience = 60 * time.Second
 // binary is the millrace that TestMain built.
 var binary string
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+// withoutMemory keeps `up` from making a memory tier, which would stay in
+// /dev/shm, unless a test says --memory.
+const withoutMemory = "MILLRACE_WORKER_MEMORY=0"
+
+func TestMain(m *testing.M) {
+	name, value, _ := strings.Cut(withoutMemory, "=")
+	if err := os.Setenv(name, value); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(buildAndRun(m))
+}
 
 func buildAndRun(m *testing.M) int {
 	if binary = os.Getenv("MILLRACE_BINARY"); binary != "" {
@@ -258,8 +269,12 @@ type (
 			ID    string `json:"id"`
 			State string `json:"state"`
 			Tiers []struct {
-				CapacityBytes int64 `json:"capacity_bytes"`
-				UsedBytes     int64 `json:"used_bytes"`
+				Medium        string `json:"medium"`
+				Dir           string `json:"dir"`
+				CapacityBytes int64  `json:"capacity_bytes"`
+				UsedBytes     int64  `json:"used_bytes"`
+				HeldBytes     *int64 `json:"held_bytes"`
+				State         string `json:"state"`
 			} `json:"tiers"`
 		} `json:"workers"`
 		Counters struct {
