@@ -158,25 +158,33 @@ func (n *node) waitReady(ctx context.Context, what string, ready func() error) e
 // large cache included.
 const startLimit = 2 * time.Minute
 
+// socket is one TCP socket that a role listens on: where its listener goes,
+// its name in addresses.json, what it is, its address, and what moves it.
+type socket struct {
+	to                          *net.Listener
+	name, what, addr, flag, key string
+}
+
+func (n *node) listenAll(ctx context.Context, role string, sockets []socket) (err error) {
+	for _, s := range sockets {
+		if *s.to, err = n.listen(ctx, role, s.name, tcp(s.what, s.addr, s.flag, s.key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // masterListeners are the sockets of a master.
 type masterListeners struct{ grpc, raft, http net.Listener }
 
 func (n *node) listenMaster(ctx context.Context) (l masterListeners, err error) {
 	c := &n.settings.Master
-	for _, x := range []struct {
-		to                     *net.Listener
-		name, what, addr, flag string
-		setting                string
-	}{
+	err = n.listenAll(ctx, masterRole, []socket{
 		{&l.grpc, "grpc", "the master's gRPC", c.Listen, "--master-port", "master.listen"},
 		{&l.raft, "raft", "the master's Raft", c.RaftListen, "--raft-port", "master.raft_listen"},
 		{&l.http, "http", "the master's HTTP", c.HTTPListen, "--master-http-port", "master.http_listen"},
-	} {
-		if *x.to, err = n.listen(ctx, masterRole, x.name, tcp(x.what, x.addr, x.flag, x.setting)); err != nil {
-			return l, err
-		}
-	}
-	return l, nil
+	})
+	return l, err
 }
 
 func tcp(what, addr, flag, key string) daemon.Endpoint {
@@ -205,18 +213,13 @@ type workerListeners struct{ grpc, data, http, unix net.Listener }
 
 func (n *node) listenWorker(ctx context.Context) (l workerListeners, err error) {
 	c := &n.settings.Worker
-	for _, x := range []struct {
-		to                     *net.Listener
-		name, what, addr, flag string
-		setting                string
-	}{
+	err = n.listenAll(ctx, workerRole, []socket{
 		{&l.grpc, "grpc", "the worker's gRPC", c.Listen, "--worker-port", "worker.listen"},
 		{&l.data, "data", "the worker's data plane", c.DataListen, "--data-port", "worker.data_listen"},
 		{&l.http, "http", "the worker's HTTP", c.HTTPListen, "--worker-http-port", "worker.http_listen"},
-	} {
-		if *x.to, err = n.listen(ctx, workerRole, x.name, tcp(x.what, x.addr, x.flag, x.setting)); err != nil {
-			return l, err
-		}
+	})
+	if err != nil {
+		return l, err
 	}
 	socket := c.UnixSocket
 	if socket == "" {
