@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"millrace/internal/testenv"
@@ -244,6 +245,31 @@ func TestCacheDirectoryOfOthers(t *testing.T) {
 	u.start()
 	if got := u.cached().CachedBytes; got != 100<<10 {
 		t.Errorf("%d bytes are cached after the refused starts, want all", got)
+	}
+}
+
+// A data directory of a release to come is refused and left alone.
+func TestDataDirectoryOfANewerRelease(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	u := newUp(t, s, false)
+	u.start()
+	u.stop()
+	name := filepath.Join(u.dataDir, "master", "state.db")
+	db, err := bbolt.Open(name, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("meta")).Put([]byte("state"), []byte(`{"format":99}`))
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = u.try("up", u.uri, "--data-dir", u.dataDir, "--random-ports")
+	says(t, err, name, "format 99", "use the release that wrote it")
+	if _, err := os.Stat(name); err != nil {
+		t.Error(err)
 	}
 }
 
