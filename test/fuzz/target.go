@@ -90,7 +90,12 @@ func (t target) run(ctx context.Context, d time.Duration, parallel int) (result,
 	if err != nil {
 		return result{}, err
 	}
-	args := []string{"test", "-run", "^$", "-fuzz", "^" + t.name + "$", "-fuzztime", d.String()}
+	// By default up to a minute goes into making each find smaller, which for a
+	// slow target is all there is.
+	args := []string{
+		"test", "-run", "^$", "-fuzz", "^" + t.name + "$",
+		"-fuzztime", d.String(), "-fuzzminimizetime", (d / 20).String(),
+	}
 	if parallel > 0 {
 		args = append(args, "-parallel", strconv.Itoa(parallel))
 	}
