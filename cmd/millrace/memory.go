@@ -175,16 +175,19 @@ func limitHeap(tiers []tier.Config) error {
 		return nil
 	}
 	have, err := hostmem.Read()
-	if err != nil || !have.Limited {
-		return err
+	if err == nil && have.Limited {
+		debug.SetMemoryLimit(heapLimit(have.Total, tiers))
 	}
-	left := have.Total
+	return err
+}
+
+func heapLimit(total int64, tiers []tier.Config) int64 {
+	left := total
 	for _, c := range tiers {
 		if inMemory(c) {
 			left -= int64(c.Capacity)
 		}
 	}
 	// With almost nothing left, a limit would keep the collector busy for ever.
-	debug.SetMemoryLimit(int64(heapShare * float64(max(left, have.Total/4))))
-	return nil
+	return int64(heapShare * float64(max(left, total/4)))
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -89,6 +90,52 @@ func TestDefaultMemory(t *testing.T) {
 	for first, want := range map[size.Bytes]size.Bytes{5 * size.MiB: 5 * size.MiB, quarter + 1: quarter} {
 		if got, err := defaultMemory(first); err != nil || got != want {
 			t.Errorf("after %v at first: %v, %v, want %v", first, got, err, want)
+		}
+	}
+}
+
+// What nobody said the size of has at the next start the size of the first.
+func TestSizesAreKept(t *testing.T) {
+	first := &plan{dataDir: t.TempDir()}
+	if err := first.sizes(&Worker{DataDir: first.dataDir}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if first.kept.Cache != first.caches[0].Capacity || first.kept.Memory != first.memory.size || first.memory.given {
+		t.Errorf("kept is %+v of %+v and %+v", first.kept, first.caches, first.memory)
+	}
+	known := binding{URI: "s3://b", Cache: 1 << 60, Memory: 5 * size.MiB}
+	for _, c := range []struct {
+		name  string
+		plan  plan
+		tiers []tier.Config
+		want  size.Bytes // memory
+	}{
+		{"nothing is said", plan{}, nil, 5 * size.MiB},
+		{"no memory is asked for", plan{given: true}, nil, 0},
+		{"a directory in memory", plan{}, []tier.Config{{Dir: "/r", Medium: tier.Memory}}, 0},
+	} {
+		p := c.plan
+		p.dataDir, p.caches = first.dataDir, c.tiers
+		if err := p.sizes(&Worker{DataDir: p.dataDir}, &known); err != nil {
+			t.Fatal(err)
+		}
+		if c.tiers == nil && p.caches[0].Capacity != 1<<60 {
+			t.Errorf("%s: the cache is %+v", c.name, p.caches[0])
+		}
+		if p.memory.size != c.want || !reflect.DeepEqual(p.kept, known) {
+			t.Errorf("%s: memory %+v, kept %+v", c.name, p.memory, p.kept)
+		}
+	}
+}
+
+// The heap has what the memory tier leaves of the container, and never next to
+// nothing.
+func TestHeapLimit(t *testing.T) {
+	const total = 1000 << 20
+	for capacity, want := range map[size.Bytes]int64{0: 900 << 20, 500 << 20: 450 << 20, 990 << 20: 225 << 20} {
+		got := heapLimit(total, []tier.Config{{Medium: tier.SSD, Capacity: 1 << 40}, {Medium: tier.Memory, Capacity: capacity}})
+		if got != want {
+			t.Errorf("with a memory tier of %v: %d, want %d", capacity, got, want)
 		}
 	}
 }
