@@ -29,15 +29,17 @@ const patience = 60 * time.Second
 // binary is the millrace that TestMain built.
 var binary string
 
-// withoutMemory keeps `up` from making a memory tier, which would stay in
-// /dev/shm, unless a test says --memory.
-const withoutMemory = "MILLRACE_WORKER_MEMORY=0"
-
 func TestMain(m *testing.M) {
-	name, value, _ := strings.Cut(withoutMemory, "=")
-	if err := os.Setenv(name, value); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	for name, value := range map[string]string{
+		// A memory tier would stay in /dev/shm; tests of it say --memory.
+		"MILLRACE_WORKER_MEMORY": "0",
+		// A mount whose process hardly gets to run takes long to end.
+		"MILLRACE_FUSE_UNMOUNT_TIMEOUT": "30s",
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 	}
 	os.Exit(buildAndRun(m))
 }
