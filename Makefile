@@ -15,13 +15,12 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 PKG ?= ./...
 TEST_TIMEOUT ?= 10m
 TEST_FLAGS ?=
-FUZZ_TIME ?= 30s
 
 # Packages with tests that count allocations, which the race detector upsets.
 NO_RACE := ./blockio
 
-# How long the soak runs, and the seed of its decisions; empty: another each
-# time.
+# How long the soak or the fuzzing runs, and the seed of the soak's decisions;
+# empty: another each time.
 DURATION ?= 10m
 SEED ?=
 
@@ -57,13 +56,9 @@ test: build $(TOOLS)/versitygw ## run all tests (PKG=./tier/... TEST_FLAGS='-run
 		$(GO) run ./internal/testsum $(if $(HAVE_CC),-race) -shuffle=on -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) $(PKG)
 
 .PHONY: fuzz
-fuzz: ## run each fuzz target for FUZZ_TIME (30s)
-	for pkg in $$($(GO) list $(PKG)); do \
-		for target in $$($(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
-			echo "== $$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) "$$pkg"; \
-		done; \
-	done
+fuzz: ## all fuzz targets, DURATION (10m) for them together (KEEP=1: keep what they find in testdata/fuzz)
+	$(GO) build -o bin/fuzz ./test/fuzz
+	exec bin/fuzz -duration $(DURATION) $(if $(KEEP),-keep) $(PKG)
 
 .PHONY: soak
 soak: build $(TOOLS)/versitygw ## everything at once for DURATION (10m): readers, changes, full disks, failures, kills

@@ -82,7 +82,7 @@ func TestLyingClient(t *testing.T) {
 					if tt.end {
 						closeWrite(t, nc)
 					}
-					if err := nc.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+					if err := nc.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 						t.Fatal(err)
 					}
 					if _, err := io.Copy(io.Discard, nc); errors.Is(err, os.ErrDeadlineExceeded) {

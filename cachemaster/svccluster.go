@@ -159,6 +159,14 @@ func (s *registryService) ReportBlocks(_ context.Context, r *api.ReportBlocksReq
 	if _, ok := s.m.store.State().Workers[id]; !ok {
 		return nil, errs.E(errs.NotFound, "report blocks", id, errors.New("the worker is not registered"))
 	}
+	report, err := reportOf(r)
+	if err != nil {
+		return nil, errs.E(errs.Invalid, "report blocks", id, err)
+	}
+	return &api.ReportBlocksReply{NeedFull: s.m.blocks.Apply(block.WorkerID(id), report)}, nil
+}
+
+func reportOf(r *api.ReportBlocksRequest) (blockmap.Report, error) {
 	report := blockmap.Report{
 		Epoch: r.GetStartEpoch(), Sequence: r.GetSequence(),
 		First: r.GetFullFirst(), Part: r.GetFullPart(), Last: r.GetFullLast(),
@@ -167,11 +175,11 @@ func (s *registryService) ReportBlocks(_ context.Context, r *api.ReportBlocksReq
 	for _, b := range r.GetBlocks() {
 		file, ok := fileIDOf(b.GetFileId())
 		if !ok {
-			return nil, errs.E(errs.Invalid, "report blocks", id, fmt.Errorf("file ID of %d bytes", len(b.GetFileId())))
+			return blockmap.Report{}, fmt.Errorf("file ID of %d bytes", len(b.GetFileId()))
 		}
 		report.Blocks = append(report.Blocks, blockmap.Delta{
 			Key: block.Key{File: file, Index: b.GetIndex()}, Cached: b.GetCachedBytes() > 0, Whole: b.GetWhole(),
 		})
 	}
-	return &api.ReportBlocksReply{NeedFull: s.m.blocks.Apply(block.WorkerID(id), report)}, nil
+	return report, nil
 }

@@ -73,7 +73,7 @@ func TestMountTable(t *testing.T) {
 		if id != 1 {
 			t.Errorf("mount %d was dropped", id)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("mount 1 was not dropped")
 	}
 	if !table.close(time.Minute) {

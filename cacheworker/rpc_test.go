@@ -60,17 +60,21 @@ func startMaster(t *testing.T, m *fakeMaster) (addr string) {
 	return l.Addr().String()
 }
 
+// patience bounds waits for what must happen: it only decides how long a broken
+// build takes to fail.
+const patience = time.Minute
+
 // eventually waits until ok says so.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	for !ok() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("%s: not within 20 s", what)
+			t.Fatalf("%s: not within %v", what, patience)
 		}
 	}
 }

@@ -247,7 +247,7 @@ func TestKilledReaderIsInterrupted(t *testing.T) {
 		if err == nil {
 			t.Error("it read what does not come")
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Error("a program that waits for bytes cannot be killed")
 	}
 	// The kernel does not interrupt what it reads ahead; that ends by itself.

@@ -116,10 +116,14 @@ func (m *mounted) gauge(t *testing.T, name string) float64 {
 	return 0
 }
 
+// patience bounds waits for what must happen: it only decides how long a broken
+// build takes to fail.
+const patience = time.Minute
+
 // await waits until ok holds.
 func (m *mounted) await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
 	for !ok() {
@@ -138,7 +142,7 @@ func (m *mounted) wait(t *testing.T) error {
 	case err := <-m.done:
 		m.done <- err
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("Run does not return")
 		return nil
 	}
@@ -169,7 +173,7 @@ func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted
 	go func() { m.done <- mount.Run(ctx) }()
 	t.Cleanup(func() {
 		stop()
-		forced := time.AfterFunc(20*time.Second, func() {
+		forced := time.AfterFunc(patience, func() {
 			t.Error("the mount does not end; it is forced")
 			_ = unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 		})
@@ -183,7 +187,7 @@ func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted
 	case err := <-m.done:
 		m.done <- err
 		t.Fatal("mount: ", err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the mount does not get ready")
 	}
 	return m

@@ -70,6 +70,9 @@ func (i *Item) Path() string {
 // the planning by an error, which Plan returns. A path that lies below
 // another one of the job is listed with that one only.
 func Plan(ctx context.Context, job Job, src Source, emit func(*Item) error) error {
+	if c := job.Cursor; c.PathIndex < 0 || c.PathIndex > len(job.Paths) {
+		return errs.E(errs.Corrupt, "plan", job.ID, fmt.Errorf("its cursor is at path %d of %d", c.PathIndex, len(job.Paths)))
+	}
 	p := planner{src: src, emit: emit}
 	covered := coveredPaths(job.Paths)
 	for i := job.Cursor.PathIndex; i < len(job.Paths); i++ {

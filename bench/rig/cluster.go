@@ -11,7 +11,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
+
+	"millrace/internal/child"
 )
 
 // stopPatience is how long `millrace up` may take to stop cleanly.
@@ -22,7 +25,7 @@ type Cluster struct {
 	Binary     string
 	MountPoint string // empty: not mounted
 	Masters    string // for --masters
-	proc       *child
+	proc       *child.Process
 }
 
 // ClusterConfig says what to run.
@@ -42,7 +45,8 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 	if cfg.MountPoint != "" {
 		args = append(args, cfg.MountPoint)
 	}
-	args = append(args, "--data-dir", cfg.DataDir, "--random-ports", "--log-level", "warn")
+	// A memory tier would stay behind.
+	args = append(args, "--data-dir", cfg.DataDir, "--memory", "0", "--random-ports", "--log-level", "warn")
 	if cfg.CacheSize != "" {
 		args = append(args, "--cache", filepath.Join(cfg.DataDir, "cache")+":"+cfg.CacheSize)
 	}
@@ -54,7 +58,9 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 		return nil, err
 	}
 	cmd.Stdout = w
-	proc, err := startChild(cmd)
+	// Asked to end rather than killed, it takes its mount away.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	proc, err := child.Start(cmd)
 	err = errors.Join(err, w.Close())
 	if err != nil {
 		return nil, errors.Join(err, stdout.Close())
@@ -82,8 +88,7 @@ func (c *Cluster) awaitReady(ctx context.Context, stdout io.ReadCloser) error {
 		if strings.HasPrefix(s, "ready ") {
 			return nil
 		}
-		<-c.proc.done
-		return fmt.Errorf("millrace up ended before it was ready: %w", c.proc.err)
+		return fmt.Errorf("before it was ready: %w", c.proc.Ended())
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -107,10 +112,10 @@ func masterAddress(dataDir string) (string, error) {
 }
 
 // PID returns the daemon's process ID.
-func (c *Cluster) PID() int { return c.proc.cmd.Process.Pid }
+func (c *Cluster) PID() int { return c.proc.PID() }
 
 // Stop ends the daemon cleanly.
-func (c *Cluster) Stop() error { return c.proc.stop(stopPatience) }
+func (c *Cluster) Stop() error { return c.proc.Terminate(stopPatience) }
 
 // Run runs `millrace ARGS...` against the cluster, its output going to the
 // given writers.

@@ -2,11 +2,8 @@ package rig
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -51,52 +48,4 @@ func SelfCPU() time.Duration {
 		return 0
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// child is a process of ours: in a group of its own, so that a Ctrl-C at the
-// terminal reaches us alone, and ended when we die.
-type child struct {
-	cmd  *exec.Cmd
-	done chan struct{}
-	err  error
-}
-
-func startChild(cmd *exec.Cmd) (*child, error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	c := &child{cmd: cmd, done: make(chan struct{})}
-	started := make(chan error, 1)
-	go func() {
-		// On one thread: the kernel sends Pdeathsig when the thread that
-		// started the child ends, not the process.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(c.done)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			c.err = cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// stop asks the process to end, waits, and kills it after the patience.
-func (c *child) stop(patience time.Duration) error {
-	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return err
-	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-c.done:
-		return c.err
-	case <-timer.C:
-		err := fmt.Errorf("%s did not stop within %v and was killed", c.cmd.Path, patience)
-		err = errors.Join(err, c.cmd.Process.Kill())
-		<-c.done
-		return err
-	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/hashicorp/raft"
+	"go.etcd.io/bbolt"
 	"pgregory.net/rapid"
 
 	"millrace/internal/errs"
@@ -442,4 +443,52 @@ func TestPathText(t *testing.T) {
 			r.Errorf("%q became %q through %s", p, back, b)
 		}
 	})
+}
+
+// A file of a newer release is refused and left as it is, also when it comes
+// as a snapshot.
+func TestNewerFormat(t *testing.T) {
+	t.Parallel()
+	newer := filepath.Join(t.TempDir(), "newer")
+	db, err := openFile(newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte(tableMeta)).Put([]byte(metaKey), []byte(`{"format":2,"more":true}`))
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(newer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(err error) {
+		t.Helper()
+		if !errors.Is(err, errs.Invalid) {
+			t.Fatalf("got %v", err)
+		}
+		for _, part := range []string{"format 2", "reads format 1", "use the release that wrote it"} {
+			if !strings.Contains(err.Error(), part) {
+				t.Errorf("%v does not say %q", err, part)
+			}
+		}
+	}
+	_, err = Open(newer, nil)
+	check(err)
+	if err != nil && !strings.Contains(err.Error(), newer) {
+		t.Errorf("%v does not name the file", err)
+	}
+	after, err := os.ReadFile(newer)
+	if err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the file was changed (%v)", err)
+	}
+
+	s := open(t, filepath.Join(t.TempDir(), "state"))
+	state := s.State()
+	check(s.Restore(io.NopCloser(bytes.NewReader(before))))
+	if s.State() != state {
+		t.Error("the refused snapshot changed the state")
+	}
 }

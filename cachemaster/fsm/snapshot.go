@@ -9,6 +9,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+
+	"millrace/internal/errs"
 )
 
 // snapshot is one read transaction: a cut of the file that later writes do
@@ -55,7 +57,7 @@ func (s *Store) Restore(r io.ReadCloser) error {
 	}
 	next, err := load(db)
 	if err = errors.Join(err, db.Close()); err != nil {
-		return errors.Join(err, remove(tmp))
+		return errors.Join(errs.Wrap(err, "restore snapshot", tmp), remove(tmp))
 	}
 	old := s.State()
 	if err := s.replace(tmp); err != nil {

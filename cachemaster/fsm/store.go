@@ -11,6 +11,8 @@ import (
 
 	"github.com/hashicorp/raft"
 	"go.etcd.io/bbolt"
+
+	"millrace/internal/errs"
 )
 
 // The buckets of the file.
@@ -86,7 +88,7 @@ func Open(path string, onChange func(old, next *State)) (*Store, error) {
 	}
 	st, err := load(db)
 	if err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(errs.Wrap(err, "open state machine", path), db.Close())
 	}
 	s.db = db
 	s.state.Store(st)
@@ -101,6 +103,9 @@ func openFile(path string) (*bbolt.DB, error) {
 		return nil, fmt.Errorf("open state machine %s: %w", path, err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
+		if _, err := loadMeta(tx); err != nil {
+			return err // before anything is written
+		}
 		for _, b := range []string{tableMeta, tableMounts, tableWorkers, tableMasters, tableJobs, tableKeys, tableOrder} {
 			if _, err := tx.CreateBucketIfNotExists([]byte(b)); err != nil {
 				return err
@@ -109,7 +114,7 @@ func openFile(path string) (*bbolt.DB, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("prepare state machine %s: %w", path, err), db.Close())
+		return nil, errors.Join(fmt.Errorf("open state machine %s: %w", path, err), db.Close())
 	}
 	return db, nil
 }
@@ -289,18 +294,13 @@ func (w *txWriter) remember(key string, index uint64, r Result) {
 func load(db *bbolt.DB) (*State, error) {
 	s := emptyState()
 	err := db.View(func(tx *bbolt.Tx) error {
-		if b := tx.Bucket([]byte(tableMeta)).Get([]byte(metaKey)); b != nil {
-			var m meta
-			if err := json.Unmarshal(b, &m); err != nil {
-				return fmt.Errorf("%s: %w", tableMeta, err)
-			}
-			if m.Format != formatVersion {
-				return fmt.Errorf("format %d is unknown", m.Format)
-			}
-			s.Index, s.Term, s.ClusterID = m.Index, m.Term, m.ClusterID
-			s.MountsVersion, s.LastMountID, s.InvalidatedIndex = m.MountsVersion, m.LastMountID, m.InvalidatedIndex
-			s.PlacementEpoch, s.WholeFileLimit, s.JobsIndex = m.PlacementEpoch, m.WholeFileLimit, m.JobsIndex
+		m, err := loadMeta(tx)
+		if err != nil {
+			return err
 		}
+		s.Index, s.Term, s.ClusterID = m.Index, m.Term, m.ClusterID
+		s.MountsVersion, s.LastMountID, s.InvalidatedIndex = m.MountsVersion, m.LastMountID, m.InvalidatedIndex
+		s.PlacementEpoch, s.WholeFileLimit, s.JobsIndex = m.PlacementEpoch, m.WholeFileLimit, m.JobsIndex
 		return errors.Join(
 			each(tx, tableMounts, func(m Mount) { s.Mounts = append(s.Mounts, m) }),
 			each(tx, tableWorkers, func(w Worker) { s.Workers[w.ID] = w }),
@@ -309,9 +309,30 @@ func load(db *bbolt.DB) (*State, error) {
 		)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read state machine: %w", err)
+		return nil, err
 	}
 	return s, nil
+}
+
+// loadMeta returns the meta record, the zero one of a new file, and refuses a
+// format that is not ours.
+func loadMeta(tx *bbolt.Tx) (m meta, err error) {
+	bucket := tx.Bucket([]byte(tableMeta))
+	if bucket == nil {
+		return m, nil
+	}
+	b := bucket.Get([]byte(metaKey))
+	if b == nil {
+		return m, nil
+	}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return m, fmt.Errorf("%s: %w", tableMeta, err)
+	}
+	if m.Format != formatVersion {
+		return m, errs.E(errs.Invalid, "", "", fmt.Errorf("it has format %d, this release reads format %d", m.Format, formatVersion)).
+			WithHint("use the release that wrote it, or another data directory")
+	}
+	return m, nil
 }
 
 // each calls f for each record of a table, in the order of the keys.

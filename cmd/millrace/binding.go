@@ -17,6 +17,7 @@ import (
 
 	"millrace/client"
 	"millrace/internal/errs"
+	"millrace/internal/size"
 )
 
 // binding is which under-store a data directory of `up` belongs to, kept in
@@ -25,6 +26,9 @@ import (
 type binding struct {
 	URI     string            `json:"uri"`
 	Options map[string]string `json:"options,omitempty"` // secrets are named in them
+	// The sizes that were chosen when nobody said them.
+	Cache  size.Bytes `json:"cache_capacity,omitempty"`
+	Memory size.Bytes `json:"memory_capacity,omitempty"`
 }
 
 func bindingFile(dataDir string) string { return filepath.Join(dataDir, "up.json") }
@@ -121,13 +125,14 @@ func bindRoot(ctx context.Context, c *client.Client, p *plan, news func(context.
 	var bound client.UFSMount
 	if i >= 0 {
 		bound = mounts[i]
-		if err := p.fits(&binding{bound.URI, bound.Options}); err != nil {
+		if err := p.fits(&binding{URI: bound.URI, Options: bound.Options}); err != nil {
 			return err
 		}
 	} else if bound, err = c.AddUFS(ctx, "/", p.uri, p.ufsOptions); err != nil {
 		return err
 	}
-	if err := (binding{bound.URI, bound.Options}).write(p.dataDir); err != nil {
+	p.kept.URI, p.kept.Options = bound.URI, bound.Options
+	if err := p.kept.write(p.dataDir); err != nil {
 		return err
 	}
 	if err := news(ctx); err != nil {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -54,24 +53,22 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// defaultShare is the share of what is free, or already the cache's, that a
-// cache takes when nobody says how much.
+// defaultShare is the share of what is free that a cache takes when nobody
+// says how much.
 const defaultShare = 0.8
 
-// defaultCache is the cache directory of `up` when none is given.
-func defaultCache(dir string) (tier.Config, error) {
+// defaultCache is the cache directory of `up` when none is given. Its capacity
+// is that of the first start, since what is free then counts what the cache
+// will hold, or more when the disk has been given more room.
+func defaultCache(dir string, first size.Bytes) (tier.Config, error) {
 	c := tier.DefaultConfig()
 	c.Dir = dir
 	var st unix.Statfs_t
 	if err := unix.Statfs(existingParent(dir), &st); err != nil {
 		return c, errs.Wrap(err, "ask for free space of", dir)
 	}
-	used, err := diskUsage(dir)
-	if err != nil {
-		return c, errs.Wrap(err, "measure", dir)
-	}
 	free := float64(st.Bavail) * float64(st.Bsize)
-	c.Capacity = size.Bytes(defaultShare * (free + float64(used)))
+	c.Capacity = max(first, size.Bytes(defaultShare*free))
 	if err := c.Validate(); err != nil {
 		return c, errs.E(errs.NoSpace, "use cache directory", dir, err).WithHint("name another with --cache DIR:SIZE")
 	}
@@ -88,28 +85,6 @@ func existingParent(path string) string {
 	}
 }
 
-// diskUsage sums what the files below dir take on the disk, in bytes. A
-// directory that is not there takes none.
-func diskUsage(dir string) (int64, error) {
-	const statBlock = 512
-	var sum int64
-	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err == nil {
-			var fi fs.FileInfo
-			if fi, err = d.Info(); err == nil {
-				if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-					sum += st.Blocks * statBlock
-				}
-			}
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
-	return sum, err
-}
-
 // apart refuses directories below the mount point: the mount would hide them,
 // and a cache that reads itself through itself waits for ever.
 func (p *plan) apart() error {
@@ -118,6 +93,9 @@ func (p *plan) apart() error {
 		return err
 	}
 	dirs := map[string]string{"data directory": p.dataDir}
+	if p.memory.dir != "" {
+		dirs["memory directory"] = p.memory.dir
+	}
 	for _, c := range p.caches {
 		dirs["cache directory"] = c.Dir
 	}
@@ -146,6 +124,9 @@ func (p *plan) outside() error {
 		return err
 	}
 	inside := []string{p.dataDir}
+	if p.memory.dir != "" {
+		inside = append(inside, p.memory.dir)
+	}
 	for _, c := range p.caches {
 		inside = append(inside, c.Dir)
 	}
@@ -190,16 +171,34 @@ func resolve(path string) (string, error) {
 	return filepath.Join(target, strings.TrimPrefix(path, parent)), nil
 }
 
-// readyCaches checks what would go wrong with the cache directories, and
-// returns them with no more open files than this process may have.
-func (n *node) readyCaches(ctx context.Context, caches []tier.Config) ([]tier.Config, error) {
+// readyCaches makes the memory tier's directory, checks what would go wrong
+// with all cache directories, and returns them with no more open files than
+// this process may have.
+func (n *node) readyCaches(ctx context.Context, clusterID string) ([]tier.Config, error) {
+	caches := slices.Clone(n.settings.Worker.Tiers)
+	memory, made, err := n.memory.ready(ctx, n.log, clusterID)
+	if made {
+		n.made = append(n.made, n.memory.dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if memory.Dir != "" {
+		caches = append(caches, memory)
+	}
+	if len(caches) == 0 {
+		return nil, errs.E(errs.Invalid, "start", "worker", errors.New("there is no cache directory")).
+			WithHint("give one with --cache DIR:SIZE or [[worker.tier]], or a memory tier with --memory SIZE")
+	}
+	if err := limitHeap(caches); err != nil {
+		return nil, err
+	}
 	limit, err := openFilesLimit()
 	if err != nil {
 		return nil, err
 	}
 	// Connections, readers and the index need the other half.
 	most := max(limit/2/uint64(len(caches)), 1)
-	caches = slices.Clone(caches)
 	for i := range caches {
 		c := &caches[i]
 		if place, ok := fuse.Lookup(c.Dir); ok {

@@ -167,6 +167,9 @@ func parseMountSource(source string) (masters, root string, err error) {
 		if _, _, err := net.SplitHostPort(m); err != nil {
 			list[i] = net.JoinHostPort(strings.Trim(m, "[]"), defaultMasterPort)
 		}
+		if _, _, err := net.SplitHostPort(list[i]); err != nil {
+			return "", "", fmt.Errorf("source %q: %q is not HOST or HOST:PORT", source, m)
+		}
 	}
 	return strings.Join(list, ","), cleanPath("/" + after), nil
 }

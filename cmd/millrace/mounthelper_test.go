@@ -38,6 +38,7 @@ func TestCommandLine(t *testing.T) {
 		"mount.millrace /dev/sda /m":         "want [MASTER[,...]]:/PATH",
 		"mount.millrace millrace://h/ /m":    "want [MASTER[,...]]:/PATH",
 		"mount.millrace h,,g:/ /m":           "an empty master",
+		"mount.millrace a[b:/ /m":            "not HOST or HOST:PORT",
 		"mount.millrace :/ /m -o":            "-o needs a value",
 		"mount.millrace :/ /m -q":            "unknown flag -q",
 		"mount.millrace :/ /m -N /proc/1/ns": "not supported",

@@ -42,6 +42,8 @@ type node struct {
 	addresses daemon.Addresses
 	group     *daemon.Group
 	closers   []func() error // in the order of opening; closed in the reverse
+	memory    memoryTier     // of the worker
+	made      []string       // directories that go again if the start fails
 }
 
 // leastFiles is how many files a process of Millrace must be able to open: with
@@ -60,6 +62,9 @@ func newNode(s *Settings, log *slog.Logger) (*node, error) {
 	// A log that nobody reads any more must not end a daemon on the spot: its
 	// mount would stay behind, dead.
 	signal.Ignore(syscall.SIGPIPE)
+	if err := limitHeap(nil); err != nil {
+		return nil, err
+	}
 	return &node{log: log, settings: s, addresses: daemon.Addresses{}, group: daemon.NewGroup(log)}, nil
 }
 
@@ -111,7 +116,11 @@ func (n *node) fail(ctx context.Context, err error) error {
 	if bound.Err() == nil {
 		n.group.Fail(err)
 	}
-	return errors.Join(context.Cause(ctx), n.finish(ctx)) // the cause is a signal, if one came
+	list := []error{context.Cause(ctx), n.finish(ctx)} // the cause is a signal, if one came
+	for _, dir := range n.made {
+		list = append(list, os.RemoveAll(dir))
+	}
+	return errors.Join(list...)
 }
 
 // finish waits for the end and gives everything back.
@@ -149,25 +158,33 @@ func (n *node) waitReady(ctx context.Context, what string, ready func() error) e
 // large cache included.
 const startLimit = 2 * time.Minute
 
+// socket is one TCP socket that a role listens on: where its listener goes,
+// its name in addresses.json, what it is, its address, and what moves it.
+type socket struct {
+	to                          *net.Listener
+	name, what, addr, flag, key string
+}
+
+func (n *node) listenAll(ctx context.Context, role string, sockets []socket) (err error) {
+	for _, s := range sockets {
+		if *s.to, err = n.listen(ctx, role, s.name, tcp(s.what, s.addr, s.flag, s.key)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // masterListeners are the sockets of a master.
 type masterListeners struct{ grpc, raft, http net.Listener }
 
 func (n *node) listenMaster(ctx context.Context) (l masterListeners, err error) {
 	c := &n.settings.Master
-	for _, x := range []struct {
-		to                     *net.Listener
-		name, what, addr, flag string
-		setting                string
-	}{
+	err = n.listenAll(ctx, masterRole, []socket{
 		{&l.grpc, "grpc", "the master's gRPC", c.Listen, "--master-port", "master.listen"},
 		{&l.raft, "raft", "the master's Raft", c.RaftListen, "--raft-port", "master.raft_listen"},
 		{&l.http, "http", "the master's HTTP", c.HTTPListen, "--master-http-port", "master.http_listen"},
-	} {
-		if *x.to, err = n.listen(ctx, masterRole, x.name, tcp(x.what, x.addr, x.flag, x.setting)); err != nil {
-			return l, err
-		}
-	}
-	return l, nil
+	})
+	return l, err
 }
 
 func tcp(what, addr, flag, key string) daemon.Endpoint {
@@ -196,18 +213,13 @@ type workerListeners struct{ grpc, data, http, unix net.Listener }
 
 func (n *node) listenWorker(ctx context.Context) (l workerListeners, err error) {
 	c := &n.settings.Worker
-	for _, x := range []struct {
-		to                     *net.Listener
-		name, what, addr, flag string
-		setting                string
-	}{
+	err = n.listenAll(ctx, workerRole, []socket{
 		{&l.grpc, "grpc", "the worker's gRPC", c.Listen, "--worker-port", "worker.listen"},
 		{&l.data, "data", "the worker's data plane", c.DataListen, "--data-port", "worker.data_listen"},
 		{&l.http, "http", "the worker's HTTP", c.HTTPListen, "--worker-http-port", "worker.http_listen"},
-	} {
-		if *x.to, err = n.listen(ctx, workerRole, x.name, tcp(x.what, x.addr, x.flag, x.setting)); err != nil {
-			return l, err
-		}
+	})
+	if err != nil {
+		return l, err
 	}
 	socket := c.UnixSocket
 	if socket == "" {
@@ -227,11 +239,11 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, errs.Wrap(err, "make data directory", c.DataDir)
 	}
-	caches, err := n.readyCaches(ctx, c.Tiers)
+	id, err := cacheworker.LoadIdentity(c.DataDir)
 	if err != nil {
 		return nil, err
 	}
-	id, err := cacheworker.LoadIdentity(c.DataDir)
+	caches, err := n.readyCaches(ctx, id.ClusterID)
 	if err != nil {
 		return nil, err
 	}

@@ -92,6 +92,7 @@ func (a *app) root() *cobra.Command {
 		a.statusCommand(), a.configCommand(), a.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
+	root.SetHelpCommand(helpCommand(root))
 	strict(root)
 	return root
 }
@@ -121,6 +122,22 @@ func strict(c *cobra.Command) {
 			return usageError{err}
 		}
 		return nil
+	}
+}
+
+// helpCommand is cobra's, which exits 0 for a command that there is not.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show what a command does",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usagef("unknown command %q", strings.Join(args, " "))
+			}
+			return c.Help()
+		},
 	}
 }
 

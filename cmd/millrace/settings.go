@@ -15,6 +15,7 @@ import (
 	"millrace/client"
 	"millrace/fuse"
 	"millrace/internal/config"
+	"millrace/internal/size"
 	"millrace/tier"
 )
 
@@ -77,8 +78,16 @@ type Worker struct {
 	cacheworker.Config
 	tier.MoveConfig
 
-	// A directory that holds cached data. A worker needs at least one; those
-	// of one medium form a tier.
+	// Memory is the size of a memory tier: a cache directory on a tmpfs, which
+	// keeps what it holds when the worker stops, until the machine does. 0 is
+	// none. `up` takes a quarter of the machine's memory unless it is told.
+	Memory size.Bytes `toml:"memory"`
+	// MemoryDir is the memory tier's directory. Empty is one in /dev/shm that is
+	// named after the data directory.
+	MemoryDir string `toml:"memory_dir"`
+
+	// A directory that holds cached data. A worker needs at least one, or a
+	// memory tier; those of one medium form a tier.
 	Tiers []tier.Config `toml:"tier"`
 }
 
@@ -206,6 +215,9 @@ func (s *Settings) Validate() error {
 		atPath("worker", s.Worker.MoveConfig.Validate()),
 		atPath("client", c.Validate()),
 		atPath("fuse", s.FUSE.Config.Validate()))
+	if d := s.Worker.MemoryDir; d != "" && !strings.HasPrefix(d, "~/") && !filepath.IsAbs(d) {
+		list = append(list, fmt.Errorf("worker.memory_dir: %q is not an absolute path", d))
+	}
 	if len(s.Worker.Tiers) > 0 { // none may be given, up then makes one
 		list = append(list, atPath("worker.tier", tier.ValidateAll(s.Worker.Tiers)))
 	}
@@ -244,7 +256,7 @@ func (s *Settings) clientConfig(masters []string) client.Config {
 
 // dirs are the keys in which a leading ~ is the user's home.
 func (s *Settings) dirs() []*string {
-	list := []*string{&s.Master.DataDir, &s.Worker.DataDir, &s.Worker.UnixSocket, &s.FUSE.DataDir}
+	list := []*string{&s.Master.DataDir, &s.Worker.DataDir, &s.Worker.UnixSocket, &s.Worker.MemoryDir, &s.FUSE.DataDir}
 	for i := range s.Worker.Tiers {
 		list = append(list, &s.Worker.Tiers[i].Dir)
 	}

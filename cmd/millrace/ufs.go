@@ -32,6 +32,7 @@ func (a *app) ufsAddCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add PATH URI",
 		Short: "Bind an under-store, such as s3://bucket/prefix, to a path",
+		Long:  "Binds an under-store, such as s3://bucket/prefix or file:///dir, to a path.\n" + ufsOptionsHelp(),
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts, err := parseUFSOptions(options)
@@ -55,7 +56,7 @@ func (a *app) ufsAddCommand() *cobra.Command {
 }
 
 func addUFSOptFlag(c *cobra.Command, options *[]string) {
-	c.Flags().StringArrayVar(options, "ufs-opt", nil, "option of the under-store, `key=value`; may be repeated")
+	c.Flags().StringArrayVar(options, "ufs-opt", nil, "option of the under-store, `key=value`; may be repeated (ufs add --help lists them)")
 }
 
 func (a *app) ufsListCommand() *cobra.Command {

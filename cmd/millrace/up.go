@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -58,7 +59,7 @@ func (a *app) upCommand() *cobra.Command {
 			"at once. The same URI again comes back with its cache warm.",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, loaded, err := a.settings(cmd, nil)
+			s, loaded, err := a.settings(cmd, bindings{"memory": "worker.memory"})
 			if err != nil {
 				return err
 			}
@@ -72,6 +73,7 @@ func (a *app) upCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&u.dataDir, "data-dir", "~/.millrace", "`DIR` of all state")
 	f.StringArrayVar(&u.caches, "cache", nil, "cache directory, `DIR:SIZE[:memory|ssd|hdd]`; may be repeated (default DATA_DIR/cache with 80 % of what is free)")
+	addMemoryFlag(f, "`SIZE` of the memory tier, in /dev/shm; 0 for none (default a quarter of the memory)")
 	addUFSOptFlag(c, &u.ufsOptions)
 	f.StringVar(&u.mountOptions, "mount-opt", "", "mount options, separated by commas: allow_other, uid=, gid=, umask=, nonempty")
 	f.StringVar(&u.listen, "listen", loopback, "`IP` to listen on")
@@ -90,6 +92,9 @@ type plan struct {
 	dataDir    string
 	mountPoint string // empty: none
 	caches     []tier.Config
+	memory     memoryTier
+	given      bool    // the user said how large the memory tier is to be
+	kept       binding // what of the sizes is kept for the next start
 }
 
 func (u *upFlags) plan(cmd *cobra.Command, s *Settings, loaded *config.Loaded, args []string) (*plan, error) {
@@ -123,6 +128,7 @@ func (u *upFlags) plan(cmd *cobra.Command, s *Settings, loaded *config.Loaded, a
 		return nil, err
 	}
 	s.Master.DataDir, s.Worker.DataDir = filepath.Join(p.dataDir, "master"), filepath.Join(p.dataDir, "worker")
+	p.given = loaded.Origin("worker.memory") != ""
 	for _, a := range s.listens() {
 		host, port, err := net.SplitHostPort(*a.address)
 		if err != nil {
@@ -201,6 +207,9 @@ func (a *app) up(ctx context.Context, s *Settings, p *plan) error {
 	if err := p.fits(known); err != nil {
 		return err
 	}
+	if err := p.sizes(&s.Worker, known); err != nil {
+		return err
+	}
 	if err := p.outside(); err != nil {
 		return err
 	}
@@ -249,9 +258,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 	if err := n.addresses.Write(p.dataDir); err != nil {
 		return err
 	}
-	if n.settings.Worker.Tiers, err = p.tiers(); err != nil {
-		return err
-	}
+	n.memory = p.memory
 	m, err := n.startMaster(ctx, ml)
 	if err != nil {
 		return err
@@ -277,6 +284,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 		shown = p.mountPoint
 	}
 	t.keep()
+	n.made = nil
 	_, err = fmt.Fprintf(a.stdout, "ready %s %s http://%s\n", p.shownURI, shown, ml.http.Addr())
 	return err
 }
@@ -299,17 +307,28 @@ func (n *node) readyMountPoint(ctx context.Context, p *plan, t *trail) error {
 	return m.Check(ctx)
 }
 
-// tiers returns the cache directories: those given, or the one in the data
-// directory.
-func (p *plan) tiers() ([]tier.Config, error) {
-	if len(p.caches) > 0 {
-		return p.caches, nil
+// sizes decides how large the cache is where nobody said it: as at the first
+// start, if there was one.
+func (p *plan) sizes(w *Worker, known *binding) (err error) {
+	if known != nil {
+		p.kept = *known
 	}
-	t, err := defaultCache(filepath.Join(p.dataDir, "cache"))
-	if err != nil {
-		return nil, err
+	if len(p.caches) == 0 {
+		t, err := defaultCache(filepath.Join(p.dataDir, "cache"), p.kept.Cache)
+		if err != nil {
+			return err
+		}
+		p.caches, p.kept.Cache = []tier.Config{t}, t.Capacity
 	}
-	return []tier.Config{t}, nil
+	w.Tiers = p.caches
+	if !p.given && !slices.ContainsFunc(p.caches, inMemory) {
+		if w.Memory, err = defaultMemory(p.kept.Memory); err != nil {
+			return err
+		}
+		p.kept.Memory = w.Memory
+	}
+	p.memory, err = w.memory(p.given, w.DataDir)
+	return err
 }
 
 // trail knows what a first start has made, to take it away if it fails.

@@ -2,18 +2,17 @@ package main
 
 import (
 	"context"
-	"errors"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
-	"millrace/internal/errs"
 	"millrace/tier"
 )
 
 func (a *app) workerCommand() *cobra.Command {
 	bind := bindings{
 		"data-dir": "worker.data_dir", "listen": "worker.listen", "data-listen": "worker.data_listen",
-		"http-listen": "worker.http_listen", "unix-socket": "worker.unix_socket",
+		"http-listen": "worker.http_listen", "unix-socket": "worker.unix_socket", "memory": "worker.memory",
 	}
 	var caches []string
 	c := &cobra.Command{
@@ -27,16 +26,26 @@ func (a *app) workerCommand() *cobra.Command {
 			if s.Worker.Tiers, err = cacheTiers(caches, s.Worker.Tiers); err != nil {
 				return err
 			}
+			dataDir, err := filepath.Abs(s.Worker.DataDir)
+			if err != nil {
+				return err
+			}
+			memory, err := s.Worker.memory(true, dataDir)
+			if err != nil {
+				return err
+			}
 			n, err := newNode(s, a.logger(s))
 			if err != nil {
 				return err
 			}
+			n.memory = memory
 			return runWorker(cmd.Context(), n)
 		},
 	}
 	f := c.Flags()
 	f.String("data-dir", "", "`DIR` of the worker's identity")
 	f.StringArrayVar(&caches, "cache", nil, "cache directory, `DIR:SIZE[:memory|ssd|hdd]`; may be repeated")
+	addMemoryFlag(f, "`SIZE` of a memory tier, in /dev/shm (default none)")
 	f.String("listen", "", "`HOST:PORT` of gRPC")
 	f.String("data-listen", "", "`HOST:PORT` of the data plane")
 	f.String("http-listen", "", "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")
@@ -64,10 +73,6 @@ func cacheTiers(flags []string, configured []tier.Config) ([]tier.Config, error)
 }
 
 func runWorker(ctx context.Context, n *node) error {
-	if len(n.settings.Worker.Tiers) == 0 {
-		return n.fail(ctx, errs.E(errs.Invalid, "start", "worker", errors.New("there is no cache directory")).
-			WithHint("give one with --cache DIR:SIZE or [[worker.tier]]"))
-	}
 	dir := n.settings.Worker.DataDir
 	if err := n.lock(dir, "--data-dir or worker.data_dir"); err != nil {
 		return n.fail(ctx, err)
@@ -82,5 +87,6 @@ func runWorker(ctx context.Context, n *node) error {
 	if err := n.addresses.Write(dir); err != nil {
 		return n.fail(ctx, err)
 	}
+	n.made = nil
 	return n.finish(ctx)
 }

@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -78,4 +80,33 @@ func (a Addresses) Write(dir string) error {
 		return errs.Wrap(err, "write", p)
 	}
 	return nil
+}
+
+// NameFor returns the path of a directory in parent that stands for another
+// one, dir, an absolute path: the same at each start, and another for each
+// user.
+func NameFor(parent, dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return filepath.Join(parent, fmt.Sprintf("millrace-%d-%s", os.Getuid(), hex.EncodeToString(sum[:6])))
+}
+
+// PrivateDir makes a directory of mode 0700 where others may make things too,
+// and reports whether it was not there. One that is not of that mode, belongs
+// to another user or is a link to elsewhere is errs.Permission.
+func PrivateDir(path string) (made bool, err error) {
+	err = os.Mkdir(path, 0o700)
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return false, errs.Wrap(err, "make directory", path)
+	}
+	made = err == nil
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return made, errs.Wrap(err, "look at directory", path)
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !fi.IsDir() || fi.Mode().Perm() != 0o700 || (ok && int(st.Uid) != os.Getuid()) {
+		return made, errs.E(errs.Permission, "use directory", path, errors.New("it is not a directory of mode 0700 that is ours")).
+			WithHint("see who made it, and remove it")
+	}
+	return made, nil
 }

@@ -2,8 +2,6 @@ package daemon
 
 import (
 	"bufio"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"net"
 	"os"
@@ -113,10 +111,4 @@ func eachLine(name string, do func(fields []string)) {
 	for s := bufio.NewScanner(f); s.Scan(); {
 		do(strings.Fields(s.Text()))
 	}
-}
-
-// shortHash is a short name for a path, the same at each start.
-func shortHash(s string) string {
-	sum := sha256.Sum256([]byte(s))
-	return hex.EncodeToString(sum[:6])
 }

@@ -96,17 +96,9 @@ func SocketPath(dir, name string) (string, error) {
 	if p := filepath.Join(dir, name); len(p) <= maxUnixPath {
 		return p, nil
 	}
-	short := filepath.Join(os.TempDir(), fmt.Sprintf("millrace-%d-%s", os.Getuid(), shortHash(dir)))
-	if err := os.Mkdir(short, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return "", errs.Wrap(err, "make a directory for socket", filepath.Join(dir, name))
-	}
-	fi, err := os.Lstat(short)
-	if err != nil {
-		return "", errs.Wrap(err, "look at socket directory", short)
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !fi.IsDir() || fi.Mode().Perm() != 0o700 || (ok && int(st.Uid) != os.Getuid()) {
-		return "", errs.E(errs.Permission, "use socket directory", short, errors.New("it is not a directory of mode 0700 that is ours"))
+	short := NameFor(os.TempDir(), dir)
+	if _, err := PrivateDir(short); err != nil {
+		return "", errs.Wrap(err, "make socket", filepath.Join(dir, name))
 	}
 	return filepath.Join(short, name), nil
 }

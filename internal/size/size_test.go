@@ -173,3 +173,18 @@ func FuzzParseBytes(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseDuration(f *testing.F) {
+	for _, s := range []string{"30s", "1h2m3.5s", "1d", "-5s", "9999999h", "1", ".s"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := size.ParseDuration(s)
+		if err != nil {
+			return
+		}
+		if again, err := size.ParseDuration(d.String()); err != nil || again != d {
+			t.Fatalf("%q is %d, its text %q is %d, %v", s, d, d, again, err)
+		}
+	})
+}

@@ -112,7 +112,7 @@ func (p *S3Process) Stop() error {
 func (p *S3Process) BucketDir(bucket string) string { return filepath.Join(p.data, bucket) }
 
 // PID returns the server's process ID.
-func (p *S3Process) PID() int { return p.process.cmd.Process.Pid }
+func (p *S3Process) PID() int { return p.process.PID() }
 
 func (p *S3Process) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -364,6 +365,31 @@ func TestCacheDirectoryOfOthers(t *testing.T) {
 	}
 }
 
+// A data directory of a release to come is refused and left alone.
+func TestDataDirectoryOfANewerRelease(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	u := newUp(t, s, false)
+	u.start()
+	u.stop()
+	name := filepath.Join(u.dataDir, "master", "state.db")
+	db, err := bbolt.Open(name, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("meta")).Put([]byte("state"), []byte(`{"format":99}`))
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = u.try("up", u.uri, "--data-dir", u.dataDir, "--random-ports")
+	says(t, err, name, "format 99", "use the release that wrote it")
+	if _, err := os.Stat(name); err != nil {
+		t.Error(err)
+	}
+}
+
 // A worker with the data directory of another cluster never joins, and says
 // why and what to do.
 func TestWorkerOfAnotherCluster(t *testing.T) {
@@ -391,7 +417,7 @@ func TestWorkerOfAnotherCluster(t *testing.T) {
 	}
 	// Its cache directory belongs to the cluster, which is what it says first.
 	c.worker.start()
-	<-c.worker.ended
+	<-c.worker.child.Done()
 	says(t, errors.New(c.worker.stderr.String()), "01ARZ3NDEKTSV4RRFFQ69G5FAV", mine.(string), "name another directory") //nolint:forcetypeassert // it is a string
 	c.worker.args[len(c.worker.args)-1] = filepath.Join(c.dir, "cache2") + ":8MiB"
 	c.worker.start()

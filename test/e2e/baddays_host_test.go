@@ -46,7 +46,7 @@ func TestDataDirectoryInUse(t *testing.T) {
 	u := newUp(t, s, false)
 	u.start()
 	_, err := u.try("up", u.uri, "--data-dir", u.dataDir, "--random-ports")
-	says(t, err, u.dataDir, fmt.Sprintf("in use by process %d (", u.cmd.Process.Pid), "--data-dir")
+	says(t, err, u.dataDir, fmt.Sprintf("in use by process %d (", u.child.PID()), "--data-dir")
 	u.run("status")
 }
 

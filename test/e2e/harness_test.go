@@ -29,7 +29,20 @@ const patience = 60 * time.Second
 // binary is the millrace that TestMain built.
 var binary string
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+func TestMain(m *testing.M) {
+	for name, value := range map[string]string{
+		// A memory tier would stay in /dev/shm; tests of it say --memory.
+		"MILLRACE_WORKER_MEMORY": "0",
+		// A mount whose process hardly gets to run takes long to end.
+		"MILLRACE_FUSE_UNMOUNT_TIMEOUT": "30s",
+	} {
+		if err := os.Setenv(name, value); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(buildAndRun(m))
+}
 
 func buildAndRun(m *testing.M) int {
 	if binary = os.Getenv("MILLRACE_BINARY"); binary != "" {
@@ -258,10 +271,12 @@ type (
 			ID    string `json:"id"`
 			State string `json:"state"`
 			Tiers []struct {
+				Medium        string `json:"medium"`
 				Dir           string `json:"dir"`
-				State         string `json:"state"`
 				CapacityBytes int64  `json:"capacity_bytes"`
 				UsedBytes     int64  `json:"used_bytes"`
+				HeldBytes     *int64 `json:"held_bytes"`
+				State         string `json:"state"`
 			} `json:"tiers"`
 		} `json:"workers"`
 		Counters struct {

@@ -177,7 +177,7 @@ func TestWorkerDrains(t *testing.T) {
 		return nil
 	})
 	select {
-	case <-c.worker.ended:
+	case <-c.worker.child.Done():
 		t.Error("the worker ended with a request under way")
 	case <-time.After(200 * time.Millisecond):
 	}

@@ -130,7 +130,7 @@ func (r *role) ready() {
 	r.c.t.Helper()
 	eventually(r.c.t, r.name+" is ready", func() error {
 		if !r.running() {
-			return fmt.Errorf("it ended: %w; its stderr:\n%s", r.exit, r.stderr)
+			return fmt.Errorf("%w; its stderr:\n%s", r.child.Ended(), r.stderr)
 		}
 		chosen := map[string]string{}
 		for flag, name := range r.listens {

@@ -12,15 +12,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"millrace/internal/child"
 )
 
 // patience bounds the start and the stop of a role.
@@ -44,9 +44,7 @@ type role struct {
 
 	mu     sync.Mutex        // of what the starts of it change
 	chosen map[string]string // flag -> address
-	cmd    *exec.Cmd
-	ended  chan struct{}
-	exit   error
+	proc   *child.Process    // nil before the first start
 
 	epoch atomic.Int64 // of ends
 	up    atomic.Bool
@@ -124,29 +122,21 @@ func (c *cluster) startRole(ctx context.Context, r *role) error {
 		cmd.Env = append(cmd.Env, "MILLRACE_MASTERS="+c.masters)
 	}
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	started := make(chan error, 1)
-	r.mu.Lock()
-	r.cmd, r.ended = cmd, make(chan struct{})
-	r.mu.Unlock()
-	go r.keep(cmd, r.ended, started)
-	if err := <-started; err != nil {
+	proc, err := child.Start(cmd)
+	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	r.proc = proc
+	r.mu.Unlock()
 	return c.await(ctx, r)
 }
 
-// keep waits for the process on the thread that started it, whose end would
-// be the process's.
-func (r *role) keep(cmd *exec.Cmd, ended chan<- struct{}, started chan<- error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	defer close(ended)
-	err := cmd.Start()
-	started <- err
-	if err == nil {
-		r.exit = cmd.Wait()
-	}
+// process returns the latest process of the role, or nil.
+func (r *role) process() *child.Process {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.proc
 }
 
 func (c *cluster) await(ctx context.Context, r *role) error {
@@ -158,10 +148,8 @@ func (c *cluster) await(ctx context.Context, r *role) error {
 			r.up.Store(true)
 			return nil
 		}
-		select {
-		case <-r.ended:
-			return fmt.Errorf("the %s ended by itself: %w", r.name, errors.Join(r.exit))
-		default:
+		if p := r.process(); !p.Running() {
+			return fmt.Errorf("the %s: %w", r.name, p.Ended())
 		}
 		if !sleep(ctx, 20*time.Millisecond) {
 			return fmt.Errorf("the %s is not ready: %w", r.name, err)
@@ -232,36 +220,17 @@ func (r *role) leave() {
 }
 
 func (r *role) kill() {
-	r.mu.Lock()
-	cmd, ended := r.cmd, r.ended
-	r.mu.Unlock()
-	if cmd != nil && cmd.Process != nil {
-		_ = cmd.Process.Kill() // it may have ended
-		<-ended
+	if p := r.process(); p != nil {
+		p.Kill()
 	}
 }
 
 // terminate ends the process by SIGTERM, which must be clean.
 func (r *role) terminate() error {
-	select {
-	case <-r.ended:
-		return fmt.Errorf("the %s ended by itself: %w", r.name, errors.Join(r.exit))
-	default:
+	if err := r.process().Terminate(patience); err != nil {
+		return fmt.Errorf("the %s: %w", r.name, err)
 	}
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	select {
-	case <-r.ended:
-		if r.exit != nil {
-			return fmt.Errorf("the %s ended with %w after SIGTERM", r.name, r.exit)
-		}
-		return nil
-	case <-timer.C:
-		return fmt.Errorf("the %s did not end within %v of SIGTERM", r.name, patience)
-	}
+	return nil
 }
 
 // stop ends all roles, the last one started first.

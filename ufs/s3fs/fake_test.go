@@ -36,7 +36,7 @@ const (
 )
 
 // setKeys puts the keys into the environment and names them in options.
-func setKeys(t *testing.T, endpoint string) map[string]string {
+func setKeys(t testing.TB, endpoint string) map[string]string {
 	t.Helper()
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	t.Setenv("MILLRACE_TEST_ACCESS", testAccessKey)
@@ -55,20 +55,20 @@ func hasty(s *Store) *Store {
 
 // fakeStore is a hasty store of s3://bucket before a server that answers as
 // the test likes.
-func fakeStore(t *testing.T, observer ufs.Observer, handler http.HandlerFunc) *Store {
+func fakeStore(t testing.TB, observer ufs.Observer, handler http.HandlerFunc) *Store {
 	t.Helper()
 	return hasty(openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, fakeEndpoint(t, handler)), Observer: observer}))
 }
 
 // fakeEndpoint is the endpoint of a server that answers as the test likes.
-func fakeEndpoint(t *testing.T, handler http.HandlerFunc) string {
+func fakeEndpoint(t testing.TB, handler http.HandlerFunc) string {
 	t.Helper()
 	srv := httptest.NewServer(handler)
 	t.Cleanup(srv.Close)
 	return srv.URL
 }
 
-func openStore(t *testing.T, cfg ufs.Config) *Store {
+func openStore(t testing.TB, cfg ufs.Config) *Store {
 	t.Helper()
 	s, err := open(t.Context(), cfg)
 	if err != nil {
