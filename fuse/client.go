@@ -5,6 +5,7 @@ import (
 	"iter"
 
 	"millrace/client"
+	"millrace/internal/errs"
 )
 
 // Client is what a mount needs of the cluster. Its methods are called
@@ -27,6 +28,20 @@ type File interface {
 	// ReadAtContext fills p from off; it is short only with an error, which
 	// is io.EOF at the file's end.
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
+	// Descriptor returns a local file that holds every byte of the version:
+	// errs.NotCached or errs.Unsupported if there is none, which is cheap to
+	// ask again.
+	Descriptor(ctx context.Context) (Descriptor, error)
+	Close() error
+}
+
+// Descriptor is an open local file of which a part is a version of a file,
+// and stays so for as long as the descriptor is open.
+type Descriptor interface {
+	// FD is the number of the descriptor, good until Close.
+	FD() int
+	// Extent says which bytes of the local file are the version.
+	Extent() (base, length int64)
 	Close() error
 }
 
@@ -40,5 +55,12 @@ func (s sdk) OpenEntry(ctx context.Context, e *client.Entry) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	return sdkFile{f}, nil
+}
+
+type sdkFile struct{ *client.File }
+
+// Descriptor says that the SDK gives none.
+func (f sdkFile) Descriptor(context.Context) (Descriptor, error) {
+	return nil, errs.E(errs.Unsupported, "open", f.Entry().Path, nil)
 }

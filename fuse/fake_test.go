@@ -3,10 +3,13 @@ package fuse
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +26,12 @@ type fakeClient struct {
 	valid time.Duration // of answers
 
 	stats, lists, opens atomic.Int64
+	reads               atomic.Int64 // of File.ReadAtContext
+	asked               atomic.Int64 // for descriptors
+	descriptors         atomic.Int64 // that are open
+
+	base       int64 // of local files
+	localFlags int   // of their opens
 
 	mu       sync.Mutex
 	entries  map[string]*client.Entry
@@ -30,6 +39,8 @@ type fakeClient struct {
 	gone     map[block.FileID]bool
 	failing  error // of every call
 	stall    chan struct{}
+	local    string // directory of the local files; empty: there are none
+	noLocal  error  // why there is none now
 }
 
 var born = time.Date(2020, 2, 29, 12, 0, 0, 0, time.UTC)
@@ -173,6 +184,7 @@ type fakeFile struct {
 }
 
 func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	f.f.reads.Add(1)
 	f.f.mu.Lock()
 	gone, stall := f.f.gone[f.e.FileID], f.f.stall
 	f.f.mu.Unlock()
@@ -197,7 +209,53 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 	return int(n), nil
 }
 
+// Descriptor gives a file in fakeClient.local, if that is set.
+func (f *fakeFile) Descriptor(context.Context) (Descriptor, error) {
+	f.f.asked.Add(1)
+	f.f.mu.Lock()
+	dir, why := f.f.local, f.f.noLocal
+	f.f.mu.Unlock()
+	if dir == "" || why != nil {
+		return nil, errs.E(errs.NotCached, "open", f.e.Path, why)
+	}
+	return f.f.localFile(dir, f.e)
+}
+
 func (f *fakeFile) Close() error { return nil }
+
+// localFile opens the bytes of a version below dir, which are made at first.
+func (f *fakeClient) localFile(dir string, e *client.Entry) (Descriptor, error) {
+	name := filepath.Join(dir, e.FileID.String())
+	file, err := os.OpenFile(name, f.localFlags, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		b := make([]byte, e.Size+f.base)
+		fill(b[f.base:], e.FileID, 0)
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			return nil, err
+		}
+		file, err = os.OpenFile(name, f.localFlags, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.descriptors.Add(1)
+	return &fakeDescriptor{file, f.base, e.Size, &f.descriptors}, nil
+}
+
+type fakeDescriptor struct {
+	file         *os.File
+	base, length int64
+	open         *atomic.Int64
+}
+
+func (d *fakeDescriptor) FD() int { return int(d.file.Fd()) }
+
+func (d *fakeDescriptor) Extent() (base, length int64) { return d.base, d.length }
+
+func (d *fakeDescriptor) Close() error {
+	d.open.Add(-1)
+	return d.file.Close()
+}
 
 // fill makes up the bytes of a file at off.
 func fill(p []byte, id block.FileID, off int64) {

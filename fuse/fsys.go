@@ -53,6 +53,8 @@ type fsys struct {
 	// that can go on without them; Unix time in ns.
 	silentUntil atomic.Int64
 
+	spliced span // the reads that are, by their lengths
+
 	req     *requests
 	files   handles[*openFile]
 	dirs    handles[*dirStream]
@@ -267,7 +269,7 @@ func (f *fsys) end() {
 		d.close()
 	}
 	for _, o := range f.files.drain() {
-		if err := o.file.Close(); err != nil {
+		if err := o.close(); err != nil {
 			f.log.Debug("close", slog.String("path", o.node.path), slog.Any("error", err))
 		}
 	}

@@ -65,6 +65,8 @@ func helper(mode, name string) error {
 			fmt.Println("ready")
 		}()
 		return m.Run(context.Background())
+	case "direct": // read a file b.N times by requests of one size: name, size, N
+		return readDirect(name, os.Args[2], os.Args[3])
 	case "hold": // keep a file open until stdin ends
 		f, err := os.Open(name)
 		if err != nil {
@@ -80,7 +82,7 @@ func helper(mode, name string) error {
 }
 
 // helperCmd prepares the test binary as a helper.
-func helperCmd(t *testing.T, mode, name string) *exec.Cmd {
+func helperCmd(t testing.TB, mode, name string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -146,7 +148,13 @@ func (m *mounted) wait(t *testing.T) error {
 
 // start runs a mount on dir, or on a fresh directory if that is empty.
 // Whatever the test does, no mount is left.
-func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted {
+func start(t testing.TB, c Client, dir string, change ...func(*Config)) *mounted {
+	t.Helper()
+	return startMount(t, c, dir, func(*Mount) {}, change...)
+}
+
+// startMount is start with a change of what no configuration says.
+func startMount(t testing.TB, c Client, dir string, prepare func(*Mount), change ...func(*Config)) *mounted {
 	t.Helper()
 	testenv.Require(t, testenv.Fuse, testenv.Root)
 	if dir == "" {
@@ -164,6 +172,7 @@ func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(mount)
 	ctx, stop := context.WithCancel(t.Context())
 	m := &mounted{dir: dir, stop: stop, done: make(chan error, 1), reg: reg}
 	go func() { m.done <- mount.Run(ctx) }()
