@@ -34,6 +34,9 @@ type ServerConfig struct {
 	// DrainTimeout is how long requests in flight may go on after the server
 	// was told to stop.
 	DrainTimeout size.Duration `toml:"drain_timeout"`
+	// DescriptorUIDs are the users, beside root and the server's own, whose
+	// programs on this host may be given descriptors.
+	DescriptorUIDs []int `toml:"descriptor_uids"`
 }
 
 // DefaultServerConfig returns the values that suit a worker.

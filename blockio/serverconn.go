@@ -124,7 +124,7 @@ func (c *serverConn) offer() uint64 {
 	if c.srv.toucher != nil {
 		features |= FeatureTouch
 	}
-	if c.out.canSendDescriptors() {
+	if c.out.canSendDescriptors() && c.srv.mayHaveDescriptors(c.nc) {
 		features |= FeatureFD
 	}
 	return features

@@ -3,6 +3,7 @@ package cacheworker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"millrace/block"
@@ -41,6 +42,11 @@ type Config struct {
 	// DrainTimeout is how long requests in flight may go on once the worker
 	// was told to stop.
 	DrainTimeout size.Duration `toml:"drain_timeout"`
+	// DescriptorUIDs are the numeric users, beside root and the worker's own,
+	// whose programs on this host may be given descriptors of cached files;
+	// all others read through the worker. A descriptor cannot be taken back:
+	// name those who may read all that the cluster holds.
+	DescriptorUIDs []int `toml:"descriptor_uids"`
 }
 
 // DefaultConfig returns the values that suit a host with a fast network: a
@@ -59,6 +65,7 @@ func DefaultConfig() Config {
 		MaxInflightBytes: 256 * size.MiB,
 		LoadConcurrency:  16,
 		DrainTimeout:     size.Duration(5 * time.Second),
+		DescriptorUIDs:   []int{},
 	}
 }
 
@@ -76,7 +83,17 @@ func (c Config) Validate() error {
 		inRange("max_inflight_bytes", c.MaxInflightBytes, c.FetchSize, 1024*size.GiB),
 		inRange("load_concurrency", c.LoadConcurrency, 1, 10_000),
 		inRange("drain_timeout", c.DrainTimeout, 0, size.Duration(time.Hour)),
+		c.validateUIDs(),
 	)
+}
+
+func (c Config) validateUIDs() error {
+	for _, uid := range c.DescriptorUIDs {
+		if uid < 0 || uid > math.MaxUint32 {
+			return fmt.Errorf("descriptor_uids: %d is no user ID", uid)
+		}
+	}
+	return nil
 }
 
 func inRange[T int | size.Bytes | size.Duration](field string, v, least, most T) error {

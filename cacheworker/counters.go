@@ -29,6 +29,7 @@ type counters struct {
 	pageHits     atomic.Int64
 	pageMisses   atomic.Int64
 	unkeptBytes  atomic.Int64
+	handedOut    atomic.Int64
 	ufsBytes     atomic.Int64
 	ufsListBytes atomic.Int64
 	ufsRequests  [opCount]atomic.Int64
@@ -82,6 +83,7 @@ func (c *counters) register(reg prometheus.Registerer) error {
 		counterOf("page_hits_total", "Pages that reads found in the cache.", nil, &c.pageHits),
 		counterOf("page_misses_total", "Pages that reads did not find in the cache.", nil, &c.pageMisses),
 		counterOf("unkept_bytes_total", "Bytes served that could not be kept.", nil, &c.unkeptBytes),
+		counterOf("descriptors_total", "Descriptors of cached files handed to programs on this host.", nil, &c.handedOut),
 		counterOf("ufs_read_bytes_total", "Bytes of files received from under-stores, retries included.", nil, &c.ufsBytes),
 		counterOf("ufs_list_bytes_total", "Bytes of listings received from under-stores.", nil, &c.ufsListBytes),
 	}

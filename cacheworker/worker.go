@@ -90,9 +90,10 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	if err != nil {
 		return nil, err
 	}
-	if deps.DataPlane == (blockio.ServerConfig{}) {
+	if deps.DataPlane.MaxConnections == 0 {
 		deps.DataPlane = blockio.DefaultServerConfig()
 		deps.DataPlane.DrainTimeout = cfg.DrainTimeout
+		deps.DataPlane.DescriptorUIDs = cfg.DescriptorUIDs
 	}
 	w := &Worker{
 		cfg: cfg, log: log, tier: deps.Store, deps: deps, identity: id,

@@ -41,6 +41,7 @@ type Client struct {
 	// is to look at the under-store before it answers for them again.
 	doubted *lru.Cache[string, struct{}]
 
+	descriptors      *descriptors
 	attempts         attempts
 	opensCopy        atomic.Int64
 	opensPassthrough atomic.Int64
@@ -78,6 +79,9 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		cfg: cfg, id: rand.Text(), log: log, entries: entries, doubted: doubted,
 		slots: make(chan struct{}, maxBackground),
 	}
+	if c.descriptors, err = newDescriptors(&c.cfg, log); err != nil {
+		return nil, err
+	}
 	if c.unregister, err = c.register(reg); err != nil {
 		return nil, errs.E(errs.Exists, "client metrics", "", err)
 	}
@@ -90,6 +94,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	c.start = func(f func(context.Context)) { c.running.Go(func() { f(life) }) }
 	c.start(c.members.run)
 	c.start(c.report)
+	c.start(func(ctx context.Context) { c.descriptors.run(ctx, c.workers) })
 	return c, nil
 }
 
@@ -114,27 +119,30 @@ func (c *Client) Close() error {
 	}
 	c.stop()
 	c.running.Wait()
+	c.descriptors.close()
 	c.workers.close()
 	c.unregister()
 	return c.masters.close()
 }
 
-// background runs f in a goroutine of the client, unless too many run.
-func (c *Client) background(f func(context.Context)) {
+// background runs f in a goroutine of the client, unless too many run, and
+// reports whether it does.
+func (c *Client) background(f func(context.Context)) bool {
 	c.closing.RLock()
 	defer c.closing.RUnlock()
 	if c.closed.Load() {
-		return
+		return false
 	}
 	select {
 	case c.slots <- struct{}{}:
 	default:
-		return
+		return false
 	}
 	c.start(func(ctx context.Context) {
 		defer func() { <-c.slots }()
 		f(ctx)
 	})
+	return true
 }
 
 // CountOpen counts a file that was opened for a program: by handing the
@@ -149,7 +157,10 @@ func (c *Client) CountOpen(passthrough bool) {
 }
 
 func (c *Client) counters() *api.Counters {
-	return &api.Counters{OpensCopy: c.opensCopy.Load(), OpensPassthrough: c.opensPassthrough.Load()}
+	return &api.Counters{
+		BytesServed: c.descriptors.bytes.Load(),
+		OpensCopy:   c.opensCopy.Load(), OpensPassthrough: c.opensPassthrough.Load(),
+	}
 }
 
 // report tells the masters the counters while they change, and once at the
@@ -157,11 +168,11 @@ func (c *Client) counters() *api.Counters {
 func (c *Client) report(ctx context.Context) {
 	ticker := time.NewTicker(reportEvery)
 	defer ticker.Stop()
-	var sent [2]int64
+	var sent [3]int64
 	var at time.Time
 	send := func(ctx context.Context, anyway bool) {
 		counts := c.counters()
-		now := [2]int64{counts.GetOpensCopy(), counts.GetOpensPassthrough()}
+		now := [...]int64{counts.GetOpensCopy(), counts.GetOpensPassthrough(), counts.GetBytesServed()}
 		if now == sent && !anyway {
 			return
 		}
@@ -174,7 +185,7 @@ func (c *Client) report(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			send(ctx, sent != [2]int64{} && time.Since(at) >= reportAnyway)
+			send(ctx, sent != [3]int64{} && time.Since(at) >= reportAnyway)
 		case <-ctx.Done():
 			send(context.WithoutCancel(ctx), false)
 			return

@@ -38,6 +38,13 @@ type Config struct {
 	// connection to a worker, so that they open again without a round trip:
 	// 0 to 8192.
 	IdleHandles int `toml:"idle_handles"`
+	// ShortCircuit lets a worker on this host hand out descriptors of files
+	// that it has cached whole, which are then read without it.
+	ShortCircuit bool `toml:"short_circuit"`
+	// Descriptors bounds the descriptors of cached files that are kept, 1 to
+	// 1048576; 0 is a quarter of the files that the process may have open, at
+	// most 16384. More files than that are read through the worker at a time.
+	Descriptors int `toml:"descriptors"`
 	// EntryCache is how many files stay known for as long as the master's
 	// answer about them is valid, so that they open without a master: 1 to
 	// 1048576.
@@ -56,6 +63,7 @@ func DefaultConfig() Config {
 		UnixConnections: 2,
 		ReadParallel:    4,
 		IdleHandles:     8192,
+		ShortCircuit:    true,
 		EntryCache:      16384,
 	}
 }
@@ -91,6 +99,7 @@ func (c *Config) Validate() error {
 		{"unix_connections", c.UnixConnections, 1, 64},
 		{"read_parallel", c.ReadParallel, 1, 64},
 		{"idle_handles", c.IdleHandles, 0, 8192},
+		{"descriptors", c.Descriptors, 0, 1 << 20},
 		{"entry_cache", c.EntryCache, 1, 1 << 20},
 	} {
 		if n.v < n.low || n.v > n.top {

@@ -260,6 +260,8 @@ type fakeWorker struct {
 
 	opens, reads, closes atomic.Int64
 
+	handler blockio.Handler // in its place; nil for itself
+
 	mu   sync.Mutex
 	fail func(t *block.Ticket, e block.Extent) error
 }
@@ -272,7 +274,10 @@ func (w *fakeWorker) serve(t *testing.T, addr, socket string) (stop func()) {
 	}
 	cfg := blockio.DefaultServerConfig()
 	cfg.DrainTimeout = 0
-	s := blockio.NewServer(cfg, blockio.Identity{WorkerID: w.id, BootID: w.bootID}, w, slog.New(slog.DiscardHandler), nil)
+	if w.handler == nil {
+		w.handler = w
+	}
+	s := blockio.NewServer(cfg, blockio.Identity{WorkerID: w.id, BootID: w.bootID}, w.handler, slog.New(slog.DiscardHandler), nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	listen := func(network, addr string) net.Listener {

@@ -30,6 +30,11 @@ type File struct {
 	entry  *Entry
 	ticket atomic.Pointer[block.Ticket]
 	routed atomic.Pointer[route]
+	// local is the descriptor that the reads use, once there is one; asking
+	// is set while it is asked for.
+	local  atomic.Pointer[Descriptor]
+	asking atomic.Bool
+	copied atomic.Bool // bytes came from a worker
 	// renewed is when a renewal was tried last, in Unix ns.
 	renewed  atomic.Int64
 	replaced atomic.Bool // the path has another version: no renewal any more
@@ -84,6 +89,9 @@ func (c *Client) OpenEntry(ctx context.Context, e *Entry) (*File, error) {
 	}
 	f := &File{c: c, entry: e}
 	f.ticket.Store(e.Ticket)
+	if d := c.descriptors.known(e.FileID); d != nil {
+		f.local.Store(d)
+	}
 	return f, nil
 }
 
@@ -104,6 +112,7 @@ func (f *File) Close() error {
 	if f.closed.Swap(true) {
 		return errs.E(errs.Invalid, "close", f.entry.Path, fs.ErrClosed)
 	}
+	f.leaveLocal()
 	return nil
 }
 
@@ -131,8 +140,12 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	if left := f.entry.Size - off; int64(len(p)) > left {
 		p, atEnd = p[:left], io.EOF
 	}
+	if f.readLocal(p, off) {
+		return len(p), atEnd
+	}
 	n, err := f.readPieces(ctx, time.Now().Add(f.c.cfg.ReadRetryFor.Std()), p, off)
 	if err == nil {
+		f.seekLocal(int64(n))
 		return n, atEnd
 	}
 	kind := errs.KindOf(err)

@@ -87,11 +87,16 @@ func (w *worker) sameAddresses(m *member) bool {
 // local reports whether m is on this host and its socket can be seen: equal
 // boot IDs alone do not tell, for containers share them.
 func (w *workers) local(m *member) bool {
-	if m.unix == "" || w.bootID == "" || m.bootID != w.bootID {
+	if !w.sameHost(m) {
 		return false
 	}
 	info, err := os.Stat(m.unix)
 	return err == nil && info.Mode()&os.ModeSocket != 0
+}
+
+// sameHost reports whether m says that it is on this host.
+func (w *workers) sameHost(m *member) bool {
+	return m.unix != "" && w.bootID != "" && m.bootID == w.bootID
 }
 
 // keep closes the connections to workers that are no longer members.
@@ -149,15 +154,51 @@ func (w *workers) readAt(ctx context.Context, m *member, t *block.Ticket, p []by
 	if err == nil {
 		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch})
 	}
+	x.judge(ctx, err)
+	return err
+}
+
+// judge notes how a request to the worker ended.
+func (w *worker) judge(ctx context.Context, err error) {
 	switch {
 	case err == nil:
-		if x.doubted.Load() != 0 {
-			x.doubted.Store(0)
+		if w.doubted.Load() != 0 {
+			w.doubted.Store(0)
 		}
 	case failover(err) && ctx.Err() == nil || errs.KindOf(err) == errs.Timeout:
-		x.doubted.Store(time.Now().UnixNano())
+		w.doubted.Store(time.Now().UnixNano())
 	}
-	return err
+}
+
+// descriptor asks the worker, which is on this host, for the file's
+// descriptor. That it has none to give says nothing about the worker.
+func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*os.File, int64, error) {
+	x, err := w.get(m)
+	if err != nil {
+		return nil, 0, err
+	}
+	c, err := x.slot(t).get(ctx, w, m)
+	if err != nil {
+		x.judge(ctx, err)
+		return nil, 0, err
+	}
+	return c.descriptor(ctx, t)
+}
+
+// touch tells a worker which files were used through descriptors, if it is
+// still there.
+func (w *workers) touch(ctx context.Context, id block.WorkerID, touches []blockio.Touch) error {
+	w.mu.Lock()
+	x := w.byID[id]
+	w.mu.Unlock()
+	if x == nil {
+		return errs.E(errs.Unavailable, "", "", errors.New("it has left"))
+	}
+	c, err := x.slots[0].get(ctx, w, &x.member)
+	if err != nil {
+		return err
+	}
+	return c.Touch(ctx, touches)
 }
 
 // slot returns the connection to read a file on: always the same one for a
@@ -249,6 +290,8 @@ type wire interface {
 	Open(ctx context.Context, t *block.Ticket) (uint32, error)
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
+	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
+	Touch(ctx context.Context, touches []blockio.Touch) error
 	Close() error
 	Done() <-chan struct{}
 }
@@ -297,6 +340,15 @@ func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off in
 		err = errs.E(errs.Corrupt, "read", "", fmt.Errorf("%d bytes came, %d were asked for", n, len(p)))
 	}
 	return err
+}
+
+func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket) (*os.File, int64, error) {
+	h, err := c.acquire(ctx, t)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer c.release(h)
+	return c.Descriptor(ctx, h.id)
 }
 
 // acquire returns a handle for the ticket's file, which release gives back.

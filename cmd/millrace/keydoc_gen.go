@@ -7,6 +7,7 @@ func keyDocs() map[string]string {
 	return map[string]string{
 		"client":                           "What reads: mounts, tools, and programs that use the Go SDK.",
 		"client.call_timeout":              "call_timeout bounds one attempt at a master.",
+		"client.descriptors":               "descriptors bounds the descriptors of cached files that are kept, 1 to 1048576; 0 is a quarter of the files that the process may have open, at most 16384. More files than that are read through the worker at a time.",
 		"client.entry_cache":               "entry_cache is how many files stay known for as long as the master's answer about them is valid, so that they open without a master: 1 to 1048576.",
 		"client.idle_handles":              "idle_handles is how many files that nobody reads stay registered on each connection to a worker, so that they open again without a round trip: 0 to 8192.",
 		"client.owners":                    "owners is how many workers are tried for a block, best first, before the read waits a moment and begins again: 1 to 16.",
@@ -14,6 +15,7 @@ func keyDocs() map[string]string {
 		"client.read_retry_for":            "read_retry_for is how long a read is repeated while no worker can serve it; then the reader gets an error.",
 		"client.read_timeout":              "read_timeout bounds one attempt at a worker.",
 		"client.retry_for":                 "retry_for is how long a call is repeated while no leader answers it.",
+		"client.short_circuit":             "short_circuit lets a worker on this host hand out descriptors of files that it has cached whole, which are then read without it.",
 		"client.tcp_connections":           "tcp_connections is how many connections a worker on another host gets, unix_connections how many one on this host; they are pipelined. 1 to 64.",
 		"client.unix_connections":          "tcp_connections is how many connections a worker on another host gets, unix_connections how many one on this host; they are pipelined. 1 to 64.",
 		"cluster":                          "What all roles and tools share.",
@@ -77,6 +79,7 @@ func keyDocs() map[string]string {
 		"worker":                           "A worker: it keeps and serves cached data.",
 		"worker.data_dir":                  "data_dir holds the worker's identity and what it knows of the cluster.",
 		"worker.data_listen":               "data_listen is the address of the data plane.",
+		"worker.descriptor_uids":           "descriptor_uids are the numeric users, beside root and the worker's own, whose programs on this host may be given descriptors of cached files; all others read through the worker. A descriptor cannot be taken back: name those who may read all that the cluster holds.",
 		"worker.drain_timeout":             "drain_timeout is how long requests in flight may go on once the worker was told to stop.",
 		"worker.fetch_concurrency":         "fetch_concurrency bounds the requests in flight to one under-store mount.",
 		"worker.fetch_size":                "fetch_size is the most that one request to an under-store asks for. A longer miss is several requests at a time.",

@@ -1,0 +1,42 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"millrace/blockio"
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+// Descriptor implements blockio.Descriptors: the file's backing file, if all
+// of it is cached here.
+func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64, err error) {
+	const op = "hand out"
+	if f.t.Unsettled {
+		return nil, 0, 0, errs.E(errs.Unsupported, op, f.t.Path, errors.New("a version that may still change is not kept"))
+	}
+	h, err := f.w.tier.Acquire(tier.FileOf(f.t), f.t.Geometry().Whole())
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	defer h.Release()
+	fd, base, length, err = h.HandOut()
+	if errors.Is(err, errs.Corrupt) { // a page was damaged; it is fetched anew by who reads it
+		return nil, 0, 0, errs.E(errs.NotCached, op, f.t.Path, err)
+	}
+	if err == nil {
+		f.w.counters.handedOut.Add(1)
+	}
+	return fd, base, length, err
+}
+
+// Touch implements blockio.Toucher. Files that the worker does not know are
+// ignored: clients tell of what they used, which may be gone by now.
+func (w *Worker) Touch(_ context.Context, touches []blockio.Touch) error {
+	for i := range touches {
+		w.tier.Touch(touches[i].FileID, int64(touches[i].Count))
+	}
+	return nil
+}

@@ -1,0 +1,341 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+)
+
+// localWorker is a fakeWorker of this host that hands out descriptors.
+type localWorker struct {
+	*fakeWorker
+
+	dir   string
+	asked atomic.Int64
+
+	mu      sync.Mutex
+	refuse  error
+	touches map[block.FileID]int
+}
+
+// newLocalCluster is a cluster whose one worker is on this host.
+func newLocalCluster(t *testing.T) (*cluster, *localWorker) {
+	t.Helper()
+	boot := bootID()
+	if boot == "" {
+		t.Skip("SKIPPED: this host has no boot ID")
+	}
+	c := &cluster{master: newFakeMaster()}
+	c.master.serve(t, "127.0.0.1:0")
+	w := &localWorker{fakeWorker: &fakeWorker{id: "w0", bootID: boot}, dir: t.TempDir(), touches: map[block.FileID]int{}}
+	w.handler = w
+	c.stops = append(c.stops, w.serve(t, "", socketPath(t)))
+	c.workers = append(c.workers, w.fakeWorker)
+	c.announce()
+	return c, w
+}
+
+func (w *localWorker) Open(ctx context.Context, t *block.Ticket) (blockio.File, error) {
+	f, err := w.fakeWorker.Open(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return &localFile{f, w, t}, nil
+}
+
+func (w *localWorker) refuseWith(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.refuse = err
+}
+
+func (w *localWorker) Touch(_ context.Context, touches []blockio.Touch) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, t := range touches {
+		w.touches[t.FileID] += int(t.Count)
+	}
+	return nil
+}
+
+func (w *localWorker) touchesOf(id block.FileID) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.touches[id]
+}
+
+type localFile struct {
+	blockio.File
+
+	w *localWorker
+	t *block.Ticket
+}
+
+// Descriptor hands out a file with the bytes behind a base of one page.
+func (f *localFile) Descriptor(context.Context) (*os.File, int64, int64, error) {
+	f.w.asked.Add(1)
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	if f.w.refuse != nil {
+		return nil, 0, 0, f.w.refuse
+	}
+	const base = 4096
+	name := filepath.Join(f.w.dir, f.t.FileID.String())
+	if err := os.WriteFile(name, append(make([]byte, base), bytesOf(f.t)...), 0o600); err != nil {
+		return nil, 0, 0, err
+	}
+	fd, err := os.Open(name)
+	return fd, base, f.t.Length, err
+}
+
+// A descriptor has the file's bytes, is shared by all opens of a version, and
+// outlives the worker.
+func TestDescriptor(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+	c := cl.dial(t)
+	f, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := f.Descriptor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := f.Descriptor(t.Context())
+	if err != nil || again.File != d.File || w.asked.Load() != 1 {
+		t.Fatalf("%v; the worker was asked %d times", err, w.asked.Load())
+	}
+	if err := errors.Join(again.Close(), again.Close()); err != nil {
+		t.Fatal(err)
+	}
+	cl.stops[0]()
+	got := make([]byte, d.Length)
+	if _, err := d.File.ReadAt(got, d.Base); err != nil || !bytes.Equal(got, bytesOf(tk)) {
+		t.Fatalf("wrong bytes, %v", err)
+	}
+	// Opens of a version whose descriptor is there read it without the worker.
+	other, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	check(t, other, bytesOf(tk), 10, 99_000)
+	check(t, other, bytesOf(tk), 99_000, 5000)
+	if n := c.descriptors.bytes.Load(); n != 100_000 {
+		t.Errorf("%d bytes are counted as served, want 100000", n)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A refusal is remembered for a moment; the worker goes on to serve reads.
+func TestDescriptorRefused(t *testing.T) {
+	for _, kind := range []errs.Kind{errs.NotCached, errs.Unsupported} {
+		t.Run(kind.String(), func(t *testing.T) {
+			cl, w := newLocalCluster(t)
+			tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+			w.refuseWith(kind)
+			c := cl.dial(t)
+			f, err := c.Open(t.Context(), "/a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			for range 3 {
+				if _, err := f.Descriptor(t.Context()); !errors.Is(err, kind) {
+					t.Fatalf("error %v, want %v", err, kind)
+				}
+			}
+			if n := w.asked.Load(); n != 1 {
+				t.Errorf("the worker was asked %d times", n)
+			}
+			check(t, f, bytesOf(tk), 0, 100_000)
+		})
+	}
+}
+
+// A worker hears how often its files were used through descriptors, and of
+// those that are in use for long once a minute.
+func TestDescriptorTouches(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+	c := cl.dial(t)
+	f, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var open []*Descriptor
+	for range 3 {
+		d, err := f.Descriptor(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, d)
+	}
+	s := c.descriptors
+	told := func(held bool) map[block.WorkerID][]blockio.Touch {
+		t.Helper()
+		all := s.gather(time.Now(), held)
+		s.tell(t.Context(), c.workers, all)
+		return all
+	}
+	// The client's own goroutine may have told some of them already.
+	told(false)
+	for w.touchesOf(tk.FileID) != 3 {
+		if t.Context().Err() != nil || w.touchesOf(tk.FileID) > 3 {
+			t.Fatalf("%d uses were told, want 3", w.touchesOf(tk.FileID))
+		}
+		runtime.Gosched()
+	}
+	told(true)
+	if n := w.touchesOf(tk.FileID); n != 4 {
+		t.Errorf("%d uses are known after a minute, want 4", n)
+	}
+	for _, d := range open {
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all := told(true); all != nil {
+		t.Errorf("uses of an idle descriptor were told: %v", all)
+	}
+}
+
+// The descriptors that are kept are bounded, and those that nobody uses are
+// closed after a while.
+func TestDescriptorsAreBounded(t *testing.T) {
+	cl, _ := newLocalCluster(t)
+	c := cl.dial(t, func(cfg *Config) { cfg.Descriptors = 2 })
+	take := func(path string) (*Descriptor, error) {
+		t.Helper()
+		cl.master.addFile(path, "1", 1000, block.DefaultBlockSize, time.Time{})
+		f, err := c.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		return f.Descriptor(t.Context())
+	}
+	a, errA := take("/a")
+	b, errB := take("/b")
+	if err := errors.Join(errA, errB); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := take("/c"); !errors.Is(err, errs.Unsupported) {
+		t.Fatalf("a third one: %v", err)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := take("/d") // in the place of a
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.File.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("what nobody uses was left open: %v", err)
+	}
+	if err := errors.Join(b.Close(), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	c.descriptors.gather(time.Now().Add(descriptorIdle/2), false)
+	if n := len(c.descriptors.files); n != 2 {
+		t.Errorf("%d are kept, want 2", n)
+	}
+	c.descriptors.gather(time.Now().Add(2*descriptorIdle), false)
+	if n := len(c.descriptors.files); n != 0 {
+		t.Errorf("%d idle ones are kept", n)
+	}
+	if err := d.File.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("an idle one was left open: %v", err)
+	}
+}
+
+// Reads go on through the worker where descriptors are switched off, and where
+// one fails.
+func TestReadWithoutDescriptor(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+	off := cl.dial(t, func(cfg *Config) { cfg.ShortCircuit = false })
+	f, err := off.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Descriptor(t.Context()); !errors.Is(err, errs.Unsupported) {
+		t.Fatal(err)
+	}
+	for range 3 {
+		check(t, f, bytesOf(tk), 0, 50_000)
+	}
+	if n := w.asked.Load(); n != 0 {
+		t.Errorf("the worker was asked %d times", n)
+	}
+
+	c := cl.dial(t)
+	g, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	d, err := g.Descriptor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	h, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := os.Truncate(filepath.Join(w.dir, tk.FileID.String()), 5000); err != nil {
+		t.Fatal(err)
+	}
+	check(t, h, bytesOf(tk), 90_000, 10_000)
+	if h.local.Load() != nil || c.descriptors.known(tk.FileID) != nil {
+		t.Error("a descriptor that does not give its bytes is still used")
+	}
+}
+
+// A file that is read piece by piece gets its descriptor beside the reads, as
+// soon as the worker has all of it.
+func TestReadFindsDescriptor(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+	c := cl.dial(t)
+	f, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for f.local.Load() == nil {
+		check(t, f, bytesOf(tk), 20_000, 30_000)
+	}
+	reads := w.reads.Load()
+	check(t, f, bytesOf(tk), 0, 100_000)
+	if w.reads.Load() != reads || w.asked.Load() != 1 {
+		t.Errorf("%d reads of %d came to the worker, it was asked %d times", w.reads.Load()-reads, reads, w.asked.Load())
+	}
+	p := make([]byte, 4096)
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := f.ReadAtContext(t.Context(), p, 8192); err != nil {
+			t.Error(err)
+		}
+	}); n != 0 {
+		t.Errorf("a read of a descriptor costs %v allocations", n)
+	}
+}

@@ -1,0 +1,423 @@
+package client
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sys/unix"
+
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+)
+
+const (
+	// touchEvery is how long uses of descriptors are gathered before the
+	// workers hear of them; a descriptor in use counts anew each heldEvery.
+	touchEvery   = time.Second
+	heldEvery    = time.Minute
+	touchTimeout = 2 * time.Second
+	// maxTouched bounds the files of one notice; uses of more are not told.
+	maxTouched = 8192
+	// descriptorIdle is how long a descriptor that nobody uses stays open: as
+	// long as it does, the worker cannot give the file's room to others.
+	descriptorIdle = 30 * time.Second
+	// askTimeout bounds the question for a descriptor. A worker that says no is
+	// not asked again for a while: that a file is not cached whole may be over
+	// soon, that it is not handed out is not.
+	askTimeout     = 5 * time.Second
+	askAgain       = time.Second
+	askAgainLate   = 15 * time.Second
+	maxRefusals    = 4096
+	maxDescriptors = 16384
+)
+
+// Descriptor is an open file of this host that holds all bytes of one version
+// of a file. It is shared by all who read that version: they read at offsets,
+// and do not seek, close or change it. The bytes are the local disk's word;
+// they stay readable until Close whatever becomes of worker and cache.
+type Descriptor struct {
+	File   *os.File
+	Base   int64 // where in File the bytes begin
+	Length int64 // of the version
+
+	of     *descriptors
+	shared *sharedFile
+	closed atomic.Bool
+}
+
+// Close gives the descriptor back. It is idempotent.
+func (d *Descriptor) Close() error {
+	if d.closed.Swap(true) {
+		return nil
+	}
+	return d.of.release(d.shared)
+}
+
+// Count tells that n bytes were read through File, for the cluster's counters.
+func (d *Descriptor) Count(n int64) { d.of.bytes.Add(n) }
+
+// readAt fills p from the version's bytes at off.
+func (d *Descriptor) readAt(p []byte, off int64) error {
+	n, err := d.File.ReadAt(p, d.Base+off)
+	if n < len(p) {
+		return fmt.Errorf("%d of %d bytes at %d of a cached file: %w", n, len(p), off, err)
+	}
+	d.Count(int64(n))
+	return nil
+}
+
+// sharedFile is one descriptor and who uses it.
+type sharedFile struct {
+	id     block.FileID
+	worker block.WorkerID // that handed it out
+	file   *os.File
+	base   int64
+	length int64
+
+	// Guarded by descriptors.mu.
+	users  int
+	gone   bool          // not to be found any more: its last user closes it
+	idle   *list.Element // in descriptors.idle; nil while it is used
+	idleAt time.Time
+}
+
+// refusal is why a file had no descriptor a moment ago.
+type refusal struct {
+	err   error
+	until time.Time
+}
+
+type touched struct {
+	worker block.WorkerID
+	count  uint32
+}
+
+// descriptors keeps the descriptors that workers of this host handed out: at
+// most limit of them, those that nobody uses for a while.
+type descriptors struct {
+	limit    int // 0: short-circuit is off
+	log      *slog.Logger
+	bytes    atomic.Int64 // read through descriptors
+	refusals *lru.Cache[block.FileID, refusal]
+
+	mu      sync.Mutex
+	files   map[block.FileID]*sharedFile
+	idle    *list.List // of *sharedFile, the one used last in front
+	asked   int        // questions under way, each of which may bring one
+	touches map[block.FileID]touched
+	closed  bool
+}
+
+func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
+	refusals, err := lru.New[block.FileID, refusal](maxRefusals)
+	if err != nil {
+		return nil, errs.E(errs.Internal, "client", "", err)
+	}
+	s := &descriptors{
+		limit: cfg.Descriptors, log: log, refusals: refusals,
+		files: make(map[block.FileID]*sharedFile), idle: list.New(), touches: make(map[block.FileID]touched),
+	}
+	switch {
+	case !cfg.ShortCircuit:
+		s.limit = 0
+	case s.limit == 0:
+		s.limit = defaultDescriptors()
+	}
+	return s, nil
+}
+
+// defaultDescriptors is a quarter of the files that this process may have
+// open, so that connections and its other users have the rest.
+func defaultDescriptors() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1
+	}
+	return int(min(limit.Cur/4, maxDescriptors))
+}
+
+// Descriptor returns a descriptor of the version that f reads, if a worker of
+// this host has all of it. Each call counts as one use of the file for the
+// cache's replacement, and the caller closes what it got.
+//
+// errs.NotCached: not all of it is cached here yet; ask again later.
+// errs.Unsupported: it will not be handed out, so that it is read through the
+// worker. Answers are remembered for a moment. Other errors are the worker's.
+func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
+	const op = "open the cached file of"
+	if f.closed.Load() {
+		return nil, errs.E(errs.Invalid, op, f.entry.Path, os.ErrClosed)
+	}
+	s := f.c.descriptors
+	d, err := s.take(f.entry.FileID)
+	if d == nil && err == nil {
+		d, err = f.askDescriptor(ctx)
+	}
+	if err != nil {
+		return nil, errs.Wrap(err, op, f.entry.Path)
+	}
+	return d, nil
+}
+
+// askDescriptor asks the worker; take has made room for the answer.
+func (f *File) askDescriptor(ctx context.Context) (*Descriptor, error) {
+	within, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	shared := &sharedFile{id: f.entry.FileID, length: f.entry.Size}
+	err := f.fetchDescriptor(within, shared)
+	return f.c.descriptors.answered(shared, err, ctx.Err() == nil)
+}
+
+// fetchDescriptor fills in what the first owner on this host hands out.
+func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
+	t, err := f.validTicket(ctx)
+	if err != nil {
+		return err
+	}
+	m, _, err := f.c.members.wait(ctx)
+	if err != nil {
+		return err
+	}
+	owners := m.owners(block.Key{File: f.entry.FileID}, f.entry.Size, f.c.cfg.Owners, never)
+	for i := range owners {
+		if w := &owners[i]; f.c.workers.local(w) {
+			to.worker = w.id
+			to.file, to.base, err = f.c.workers.descriptor(ctx, w, t)
+			return err
+		}
+	}
+	return errs.E(errs.Unsupported, "", "", errors.New("no worker of this host is to have it"))
+}
+
+// take returns a descriptor that is there, or why there is none. If both are
+// nil, the caller asks the worker, and says so with answered.
+func (s *descriptors) take(id block.FileID) (*Descriptor, error) {
+	if s.limit == 0 {
+		return nil, errs.E(errs.Unsupported, "", "", errors.New("short-circuit reads are off"))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.files[id]; f != nil {
+		return s.use(f), nil
+	}
+	if s.closed {
+		return nil, errs.E(errs.Canceled, "", "", errors.New("the client is closed"))
+	}
+	if r, ok := s.refusals.Get(id); ok && time.Now().Before(r.until) {
+		return nil, r.err
+	}
+	if !s.makeRoom() {
+		return nil, errs.E(errs.Unsupported, "", "", fmt.Errorf("all %d descriptors are in use", s.limit))
+	}
+	s.asked++
+	return nil, nil //nolint:nilnil // as the comment says
+}
+
+// known is take for who would not ask: nil if there is none.
+func (s *descriptors) known(id block.FileID) *Descriptor {
+	if s.limit == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.files[id]; f != nil {
+		return s.use(f)
+	}
+	return nil
+}
+
+// worthAsking reports whether a worker may have another answer than the last
+// one. It takes no lock that questions hold.
+func (s *descriptors) worthAsking(id block.FileID) bool {
+	if s.limit == 0 {
+		return false
+	}
+	r, ok := s.refusals.Get(id)
+	return !ok || !time.Now().Before(r.until)
+}
+
+// makeRoom closes the descriptor that was longest not used, if there are too
+// many; false if all are used. The caller holds s.mu.
+func (s *descriptors) makeRoom() bool {
+	for len(s.files)+s.asked >= s.limit {
+		oldest := s.idle.Back()
+		if oldest == nil {
+			return false
+		}
+		f, _ := oldest.Value.(*sharedFile)
+		s.forget(f)
+	}
+	return true
+}
+
+// use adds a user. The caller holds s.mu.
+func (s *descriptors) use(f *sharedFile) *Descriptor {
+	if f.idle != nil {
+		s.idle.Remove(f.idle)
+		f.idle = nil
+	}
+	f.users++
+	s.touch(f)
+	return &Descriptor{File: f.file, Base: f.base, Length: f.length, of: s, shared: f}
+}
+
+// touch notes one use. The caller holds s.mu.
+func (s *descriptors) touch(f *sharedFile) {
+	if t, ok := s.touches[f.id]; ok || len(s.touches) < maxTouched {
+		s.touches[f.id] = touched{f.worker, t.count + 1}
+	}
+}
+
+// answered ends a question: with a descriptor, in the place of which another
+// one may have come meanwhile, or with an error, which is remembered if it is
+// the worker's.
+func (s *descriptors) answered(f *sharedFile, err error, remember bool) (*Descriptor, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asked--
+	if err != nil {
+		if remember {
+			wait := askAgain
+			if errors.Is(err, errs.Unsupported) {
+				wait = askAgainLate
+			}
+			s.refusals.Add(f.id, refusal{err, time.Now().Add(wait)})
+		}
+		return nil, err
+	}
+	s.refusals.Remove(f.id)
+	if other := s.files[f.id]; other != nil {
+		_ = f.file.Close() // was only opened
+		return s.use(other), nil
+	}
+	if s.closed {
+		f.gone = true
+	} else {
+		s.files[f.id] = f
+	}
+	return s.use(f), nil
+}
+
+// release takes a user away.
+func (s *descriptors) release(f *sharedFile) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f.users--
+	switch {
+	case f.users > 0:
+		return nil
+	case f.gone:
+		return f.file.Close()
+	}
+	f.idle, f.idleAt = s.idle.PushFront(f), time.Now()
+	return nil
+}
+
+// forget makes f not to be found any more, and closes it if nobody uses it.
+// The caller holds s.mu.
+func (s *descriptors) forget(f *sharedFile) {
+	if f.gone {
+		return
+	}
+	f.gone = true
+	delete(s.files, f.id)
+	if f.idle != nil {
+		s.idle.Remove(f.idle)
+		f.idle = nil
+	}
+	if f.users == 0 {
+		_ = f.file.Close() // was only read
+	}
+}
+
+// broken takes a descriptor that does not give its bytes out of use.
+func (s *descriptors) broken(d *Descriptor, err error) {
+	s.log.Warn("a cached file cannot be read on this host: its worker is asked instead", "file", d.shared.id.String(), "error", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(d.shared)
+	s.refusals.Add(d.shared.id, refusal{errs.E(errs.Unavailable, "", "", err), time.Now().Add(askAgainLate)})
+}
+
+// run closes what nobody has used for a while and tells the workers what was
+// used, until ctx ends.
+func (s *descriptors) run(ctx context.Context, w *workers) {
+	if s.limit == 0 {
+		return
+	}
+	ticker := time.NewTicker(touchEvery)
+	defer ticker.Stop()
+	held := time.Now()
+	for {
+		select {
+		case now := <-ticker.C:
+			again := now.Sub(held) >= heldEvery
+			if again {
+				held = now
+			}
+			s.tell(ctx, w, s.gather(now, again))
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// gather closes what is idle for long, and returns the uses since the last
+// time, by worker. With held, descriptors in use count once more.
+func (s *descriptors) gather(now time.Time, held bool) map[block.WorkerID][]blockio.Touch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for e := s.idle.Back(); e != nil; e = s.idle.Back() {
+		f, _ := e.Value.(*sharedFile)
+		if now.Sub(f.idleAt) < descriptorIdle {
+			break
+		}
+		s.forget(f)
+	}
+	if held {
+		for _, f := range s.files {
+			if f.users > 0 {
+				s.touch(f)
+			}
+		}
+	}
+	if len(s.touches) == 0 {
+		return nil
+	}
+	all := make(map[block.WorkerID][]blockio.Touch)
+	for id, t := range s.touches {
+		all[t.worker] = append(all[t.worker], blockio.Touch{FileID: id, Count: t.count})
+	}
+	clear(s.touches)
+	return all
+}
+
+// tell sends notices. One that does not arrive is lost: it is a hint.
+func (s *descriptors) tell(ctx context.Context, w *workers, all map[block.WorkerID][]blockio.Touch) {
+	for id, touches := range all {
+		within, cancel := context.WithTimeout(ctx, touchTimeout)
+		if err := w.touch(within, id, touches); err != nil {
+			s.log.Debug("tell a worker which cached files were read", "worker", string(id), "error", err)
+		}
+		cancel()
+	}
+}
+
+// close closes what nobody uses; the rest is closed by its users.
+func (s *descriptors) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, f := range s.files {
+		s.forget(f)
+	}
+}
