@@ -5,7 +5,6 @@ import (
 	"iter"
 
 	"millrace/client"
-	"millrace/internal/errs"
 )
 
 // Client is what a mount needs of the cluster. Its methods are called
@@ -42,6 +41,8 @@ type Descriptor interface {
 	FD() int
 	// Extent says which bytes of the local file are the version.
 	Extent() (base, length int64)
+	// Count tells that n bytes were read from the local file.
+	Count(n int64)
 	Close() error
 }
 
@@ -60,7 +61,19 @@ func (s sdk) OpenEntry(ctx context.Context, e *client.Entry) (File, error) {
 
 type sdkFile struct{ *client.File }
 
-// Descriptor says that the SDK gives none.
-func (f sdkFile) Descriptor(context.Context) (Descriptor, error) {
-	return nil, errs.E(errs.Unsupported, "open", f.Entry().Path, nil)
+func (f sdkFile) Descriptor(ctx context.Context) (Descriptor, error) {
+	d, err := f.File.Descriptor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &sdkDescriptor{d, int(d.File.Fd())}, nil
 }
+
+type sdkDescriptor struct {
+	*client.Descriptor
+	fd int
+}
+
+func (d *sdkDescriptor) FD() int { return d.fd }
+
+func (d *sdkDescriptor) Extent() (base, length int64) { return d.Base, d.Length }

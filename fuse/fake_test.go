@@ -29,6 +29,7 @@ type fakeClient struct {
 	reads               atomic.Int64 // of File.ReadAtContext
 	asked               atomic.Int64 // for descriptors
 	descriptors         atomic.Int64 // that are open
+	counted             atomic.Int64 // bytes read by descriptors
 
 	base       int64 // of local files
 	localFlags int   // of their opens
@@ -239,18 +240,21 @@ func (f *fakeClient) localFile(dir string, e *client.Entry) (Descriptor, error) 
 		return nil, err
 	}
 	f.descriptors.Add(1)
-	return &fakeDescriptor{file, f.base, e.Size, &f.descriptors}, nil
+	return &fakeDescriptor{file, f.base, e.Size, &f.descriptors, &f.counted}, nil
 }
 
 type fakeDescriptor struct {
 	file         *os.File
 	base, length int64
 	open         *atomic.Int64
+	counted      *atomic.Int64
 }
 
 func (d *fakeDescriptor) FD() int { return int(d.file.Fd()) }
 
 func (d *fakeDescriptor) Extent() (base, length int64) { return d.base, d.length }
+
+func (d *fakeDescriptor) Count(n int64) { d.counted.Add(n) }
 
 func (d *fakeDescriptor) Close() error {
 	d.open.Add(-1)

@@ -16,7 +16,7 @@ import (
 const (
 	// localFrom is the length of the files that are worth a descriptor of
 	// their local part, in bytes; shorter ones come with fewer round trips.
-	localFrom = 0
+	localFrom = 1 << 20
 	// localAgain is how long a file that was not wholly here is read through
 	// the client before its descriptor is asked for again.
 	localAgain = time.Second
@@ -40,13 +40,8 @@ func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 	ctx := f.req.context(cancel, in.Pid)
 	defer ctx.end()
 	if d := o.local.descriptor(ctx, o); d != nil {
-		if f.spliced.has(want) && !o.local.copied.Load() {
-			f.metrics.readBytes.Add(float64(want))
-			return f.replies.ofFile(f, o, d, off, want), gofuse.OK
-		}
-		if base, _ := d.Extent(); preadFull(d.FD(), buf[:want], base+off) {
-			f.metrics.readBytes.Add(float64(want))
-			return f.replies.of(buf[:want]), gofuse.OK
+		if res := f.readLocal(o, d, buf[:want], off); res != nil {
+			return res, gofuse.OK
 		}
 		o.local.distrust()
 	}
@@ -56,6 +51,24 @@ func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 	}
 	f.metrics.readBytes.Add(float64(want))
 	return f.replies.of(b), gofuse.OK
+}
+
+// readLocal answers with what the local file has, or with nil if it fails.
+func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofuse.ReadResult {
+	want := int64(len(buf))
+	var res gofuse.ReadResult
+	if f.spliced.has(want) && !o.local.copied.Load() {
+		res = f.replies.ofFile(f, o, d, off, want)
+	} else {
+		base, _ := d.Extent()
+		if !preadFull(d.FD(), buf, base+off) {
+			return nil
+		}
+		res = f.replies.of(buf)
+	}
+	d.Count(want)
+	f.metrics.readBytes.Add(float64(want))
+	return res
 }
 
 // readAt fills p through the client.
