@@ -13,14 +13,9 @@ import (
 	"millrace/internal/errs"
 )
 
-const (
-	// localFrom is the length of the files that are worth a descriptor of
-	// their local part, in bytes; shorter ones come with fewer round trips.
-	localFrom = 1 << 20
-	// localAgain is how long a file that was not wholly here is read through
-	// the client before its descriptor is asked for again.
-	localAgain = time.Second
-)
+// localAgain is how long a file that was not wholly here is read through the
+// client before its descriptor is asked for again.
+const localAgain = time.Second
 
 // span is a range of lengths in bytes, both ends included.
 type span struct{ from, to int64 }
@@ -118,9 +113,6 @@ func (l *local) descriptor(ctx context.Context, o *openFile) Descriptor {
 	}
 	if d := l.held.Load(); d != nil {
 		return *d
-	}
-	if o.node.size < localFrom {
-		return nil
 	}
 	now, ask := time.Now(), l.ask.Load()
 	if now.UnixNano() < ask || !l.ask.CompareAndSwap(ask, now.Add(localAgain).UnixNano()) {

@@ -30,7 +30,9 @@ type build struct {
 func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("warm", flag.ContinueOnError)
 	runs := flags.Int("runs", 5, "interleaved runs")
-	small := flags.Int("small", 10000, "number of 100 KiB files")
+	small := flags.Int("small", 10000, "number of small files")
+	each := 100 * size.KiB
+	flags.TextVar(&each, "size", each, "size of a small file")
 	big := size.Bytes(1 << 30)
 	flags.TextVar(&big, "big", big, "size of the large file; 0 for none")
 	cache := flags.String("cache", "", "directory below which the caches are; /dev/shm is the memory tier")
@@ -54,7 +56,7 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(caches)) }()
-	sets := []rig.Dataset{rig.Small(*small, 100<<10)}
+	sets := []rig.Dataset{rig.Small(*small, int64(each))}
 	if big > 0 {
 		sets = append(sets, rig.Big(1, int64(big)))
 	}
