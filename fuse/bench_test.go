@@ -31,7 +31,7 @@ func BenchmarkRead(b *testing.B) {
 				}
 				defer os.RemoveAll(dir)
 				c.local = dir
-				m := startMount(b, c, "", func(m *Mount) { m.spliced, m.log = spliced, slogDiscard() })
+				m := startMount(b, c, "", func(m *Mount) { m.spliced, m.log = spliced, slogDiscard() }, copyPath)
 				if err := readDirect(filepath.Join(m.dir, "x"), "4096", "1"); err != nil { // makes the local file
 					b.Fatal(err)
 				}

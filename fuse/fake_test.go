@@ -27,11 +27,12 @@ type fakeClient struct {
 
 	stats, lists, opens atomic.Int64
 	reads               atomic.Int64 // of File.ReadAtContext
+	passed              atomic.Int64 // of opens
 	asked               atomic.Int64 // for descriptors
 	descriptors         atomic.Int64 // that are open
 	counted             atomic.Int64 // bytes read by descriptors
 
-	base       int64 // of local files
+	base, tail int64 // what else local files have before and behind
 	localFlags int   // of their opens
 
 	mu       sync.Mutex
@@ -42,6 +43,7 @@ type fakeClient struct {
 	stall    chan struct{}
 	local    string // directory of the local files; empty: there are none
 	noLocal  error  // why there is none now
+	closed   bool   // no descriptor is given
 }
 
 var born = time.Date(2020, 2, 29, 12, 0, 0, 0, time.UTC)
@@ -177,7 +179,12 @@ func (f *fakeClient) OpenEntry(_ context.Context, e *client.Entry) (File, error)
 	return &fakeFile{f, e}, nil
 }
 
-func (f *fakeClient) CountOpen(bool) { f.opens.Add(1) }
+func (f *fakeClient) CountOpen(passthrough bool) {
+	f.opens.Add(1)
+	if passthrough {
+		f.passed.Add(1)
+	}
+}
 
 type fakeFile struct {
 	f *fakeClient
@@ -214,8 +221,11 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 func (f *fakeFile) Descriptor(context.Context) (Descriptor, error) {
 	f.f.asked.Add(1)
 	f.f.mu.Lock()
-	dir, why := f.f.local, f.f.noLocal
+	dir, why, closed := f.f.local, f.f.noLocal, f.f.closed
 	f.f.mu.Unlock()
+	if closed {
+		return nil, errs.E(errs.Unsupported, "open", f.e.Path, nil)
+	}
 	if dir == "" || why != nil {
 		return nil, errs.E(errs.NotCached, "open", f.e.Path, why)
 	}
@@ -229,8 +239,8 @@ func (f *fakeClient) localFile(dir string, e *client.Entry) (Descriptor, error) 
 	name := filepath.Join(dir, e.FileID.String())
 	file, err := os.OpenFile(name, f.localFlags, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		b := make([]byte, e.Size+f.base)
-		fill(b[f.base:], e.FileID, 0)
+		b := make([]byte, f.base+e.Size+f.tail)
+		fill(b[f.base:][:e.Size], e.FileID, 0)
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			return nil, err
 		}

@@ -47,10 +47,18 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 		}
 		return f.faults.status("open", n.path, err)
 	}
-	f.client.CountOpen(false)
-	out.Fh = f.files.add(&openFile{node: n, file: file})
-	// The pages that the kernel has of this node are those of its version.
-	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE | gofuse.FOPEN_NOFLUSH
+	o := &openFile{node: n, file: file}
+	backing, why := f.pass.enter(ctx, n, file)
+	f.client.CountOpen(backing != 0)
+	f.metrics.open(backing != 0, why)
+	if out.OpenFlags = gofuse.FOPEN_NOFLUSH; backing != 0 {
+		out.OpenFlags |= gofuse.FOPEN_PASSTHROUGH
+		out.BackingID = backing
+	} else {
+		// The pages that the kernel has of this node are those of its version.
+		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
+	}
+	out.Fh = f.files.add(o)
 	return gofuse.OK
 }
 
@@ -81,7 +89,7 @@ func (f *fsys) current(ctx context.Context, n *node) (*client.Entry, gofuse.Stat
 	default:
 		return nil, f.faults.status("open", n.path, err)
 	}
-	if f.table.refresh(e, now) != n {
+	if !f.table.stillIs(n, e, now) {
 		return nil, again
 	}
 	return e, gofuse.OK
@@ -92,6 +100,12 @@ func (f *fsys) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	if !ok {
 		return
 	}
+	f.release(o)
+}
+
+// release lets go of an open file.
+func (f *fsys) release(o *openFile) {
+	f.pass.leave(o.node)
 	if err := o.close(); err != nil {
 		f.log.Debug("close", slog.String("path", o.node.path), slog.Any("error", err))
 	}

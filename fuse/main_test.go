@@ -53,6 +53,8 @@ func helper(mode, name string) error {
 		}
 		fmt.Printf("%x", sha256.Sum256(b))
 		return unix.Munmap(b)
+	case "mapped": // map a file and close it; its hash when stdin ends
+		return hashLater(name)
 	case "mount": // serve a mount until killed
 		c := newFake(time.Hour)
 		sampleTree(c, 10)
@@ -80,6 +82,33 @@ func helper(mode, name string) error {
 		return fmt.Errorf("no such helper: %s", mode)
 	}
 }
+
+func hashLater(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	fmt.Print(" ")
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	fmt.Printf("%x", sha256.Sum256(b))
+	return unix.Munmap(b)
+}
+
+// copyPath is a change of the configuration.
+func copyPath(c *Config) { c.Passthrough = PassthroughOff }
 
 // helperCmd prepares the test binary as a helper.
 func helperCmd(t testing.TB, mode, name string) *exec.Cmd {

@@ -39,6 +39,7 @@ type Mount struct {
 
 	device    string // of the kernel's FUSE
 	spliced   span
+	backer    func(*gofuse.Server) backer
 	ready     chan struct{}
 	readyOnce sync.Once
 }
@@ -58,7 +59,7 @@ func New(cfg Config, mountPoint, root string, c Client, log *slog.Logger, reg pr
 	}
 	return &Mount{
 		cfg: cfg, point: mountPoint, root: root, look: l, client: c,
-		log: log, reg: reg, device: "/dev/fuse", spliced: spliceWorth, ready: make(chan struct{}),
+		log: log, reg: reg, device: "/dev/fuse", spliced: spliceWorth, backer: backerOf, ready: make(chan struct{}),
 	}, nil
 }
 
@@ -106,7 +107,7 @@ func (m *Mount) run(ctx context.Context) error {
 	req := newRequests(serving)
 	counts := newMetrics()
 	fs := newFsys(&m.cfg, m.look, root, m.client, req, counts, m.log)
-	fs.spliced = m.spliced
+	fs.spliced, fs.backer = m.spliced, m.backer
 	counts.watch(fs)
 	unregister, err := counts.register(m.reg)
 	if err != nil {
@@ -119,6 +120,7 @@ func (m *Mount) run(ctx context.Context) error {
 		return err
 	}
 	req.workers.Go(req.run)
+	req.workers.Go(func() { fs.pass.run(serving) })
 	served := make(chan struct{})
 	go func() {
 		defer close(served)

@@ -75,7 +75,7 @@ func TestReadsFromLocalFiles(t *testing.T) {
 				c.put("/x", length, "v1")
 				c.put("/small", 100<<10, "v1")
 				c.local, c.base = t.TempDir(), base
-				m := startMount(t, c, "", func(m *Mount) { m.spliced = spliced })
+				m := startMount(t, c, "", func(m *Mount) { m.spliced = spliced }, copyPath)
 				for _, p := range []string{"/x", "/small"} {
 					if b, err := os.ReadFile(m.dir + p); err != nil || !bytes.Equal(b, c.bytesOf(p)) {
 						t.Fatalf("%s: %d bytes, %v", p, len(b), err)
@@ -118,7 +118,7 @@ func TestLocalFileThatFails(t *testing.T) {
 			c := newFake(time.Hour)
 			c.put("/x", 3<<20, "v1")
 			c.local, c.localFlags = t.TempDir(), os.O_WRONLY
-			m := startMount(t, c, "", func(m *Mount) { m.spliced = spliced })
+			m := startMount(t, c, "", func(m *Mount) { m.spliced = spliced }, copyPath)
 			b, err := os.ReadFile(filepath.Join(m.dir, "x"))
 			if err != nil || !bytes.Equal(b, c.bytesOf("/x")) {
 				t.Errorf("%d bytes, %v", len(b), err)
@@ -139,7 +139,7 @@ func TestLocalFileThatIsShort(t *testing.T) {
 	if err := os.WriteFile(name, c.bytesOf("/x")[:1<<20-1], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := start(t, c, "")
+	m := start(t, c, "", copyPath)
 	if b, err := os.ReadFile(filepath.Join(m.dir, "x")); err != nil || !bytes.Equal(b, c.bytesOf("/x")) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
