@@ -57,6 +57,9 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 	} else {
 		// The pages that the kernel has of this node are those of its version.
 		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
+		if why == notCached || why == noDescriptor {
+			o.local.later(time.Now())
+		}
 	}
 	out.Fh = f.files.add(o)
 	return gofuse.OK

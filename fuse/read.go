@@ -32,13 +32,14 @@ func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 	if want <= 0 {
 		return gofuse.ReadResultData(nil), gofuse.OK
 	}
+	// What is on this host waits for nobody, and needs no context.
+	if res := f.readLocal(o, o.local.now(), buf[:want], off); res != nil {
+		return res, gofuse.OK
+	}
 	ctx := f.req.context(cancel, in.Pid)
 	defer ctx.end()
-	if d := o.local.descriptor(ctx, o); d != nil {
-		if res := f.readLocal(o, d, buf[:want], off); res != nil {
-			return res, gofuse.OK
-		}
-		o.local.distrust()
+	if res := f.readLocal(o, o.local.seek(ctx, o), buf[:want], off); res != nil {
+		return res, gofuse.OK
 	}
 	b, status := f.readAt(ctx, o, buf[:want], off)
 	if status != gofuse.OK {
@@ -48,8 +49,12 @@ func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 	return f.replies.of(b), gofuse.OK
 }
 
-// readLocal answers with what the local file has, or with nil if it fails.
+// readLocal answers with what the local file d has, or with nil if there is
+// none or it fails.
 func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofuse.ReadResult {
+	if d == nil {
+		return nil
+	}
 	want := int64(len(buf))
 	var res gofuse.ReadResult
 	if f.spliced.has(want) && !o.local.copied.Load() {
@@ -57,6 +62,7 @@ func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofus
 	} else {
 		base, _ := d.Extent()
 		if !preadFull(d.FD(), buf, base+off) {
+			o.local.distrust()
 			return nil
 		}
 		res = f.replies.of(buf)
@@ -105,17 +111,21 @@ type local struct {
 	ask     atomic.Int64 // not before that, in Unix ns
 }
 
-// descriptor returns the local file, nil if there is none. The reads beside
-// the one that asks for it do not wait.
-func (l *local) descriptor(ctx context.Context, o *openFile) Descriptor {
+// now returns the local file that there is, nil if there is none.
+func (l *local) now() Descriptor {
+	if d := l.held.Load(); d != nil && !l.useless.Load() {
+		return *d
+	}
+	return nil
+}
+
+// seek asks for the local file; nil if there is none, or if it was asked for a
+// moment ago: the reads beside the one that asks do not wait.
+func (l *local) seek(ctx context.Context, o *openFile) Descriptor {
 	if l.useless.Load() {
 		return nil
 	}
-	if d := l.held.Load(); d != nil {
-		return *d
-	}
-	now, ask := time.Now(), l.ask.Load()
-	if now.UnixNano() < ask || !l.ask.CompareAndSwap(ask, now.Add(localAgain).UnixNano()) {
+	if !l.later(time.Now()) {
 		return nil
 	}
 	d, err := o.file.Descriptor(ctx)
@@ -127,6 +137,12 @@ func (l *local) descriptor(ctx context.Context, o *openFile) Descriptor {
 		return nil
 	}
 	return d
+}
+
+// later puts off the next question, and reports whether it was time for one.
+func (l *local) later(now time.Time) bool {
+	ask := l.ask.Load()
+	return now.UnixNano() >= ask && l.ask.CompareAndSwap(ask, now.Add(localAgain).UnixNano())
 }
 
 // holds reports whether the local file has all bytes of a version: a short
