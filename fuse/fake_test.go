@@ -44,6 +44,7 @@ type fakeClient struct {
 	local    string // directory of the local files; empty: there are none
 	noLocal  error  // why there is none now
 	closed   bool   // no descriptor is given
+	silent   bool   // nor an answer
 }
 
 var born = time.Date(2020, 2, 29, 12, 0, 0, 0, time.UTC)
@@ -218,11 +219,15 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 }
 
 // Descriptor gives a file in fakeClient.local, if that is set.
-func (f *fakeFile) Descriptor(context.Context) (Descriptor, error) {
+func (f *fakeFile) Descriptor(ctx context.Context) (Descriptor, error) {
 	f.f.asked.Add(1)
 	f.f.mu.Lock()
-	dir, why, closed := f.f.local, f.f.noLocal, f.f.closed
+	dir, why, closed, silent := f.f.local, f.f.noLocal, f.f.closed, f.f.silent
 	f.f.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return nil, errs.Wrap(ctx.Err(), "open", f.e.Path)
+	}
 	if closed {
 		return nil, errs.E(errs.Unsupported, "open", f.e.Path, nil)
 	}

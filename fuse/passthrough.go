@@ -60,9 +60,18 @@ type passthrough struct {
 	// off is why nothing is passed through; empty if it is.
 	off atomic.Pointer[reason]
 
+	// silentUntil is until when no descriptors are asked for, since a worker
+	// did not answer; Unix time in ns.
+	silentUntil atomic.Int64
+
 	// notices are the nodes whose names the kernel should look up again.
 	notices chan *node
 }
+
+// descriptorPatience is how long an open waits for a descriptor, and how long
+// none is asked for when it does not come: a worker that hangs must not delay
+// the opens of what it may not even have.
+const descriptorPatience = time.Second
 
 // maxNotices bounds the names that wait to be looked up again. One that finds
 // no room is noticed by a later open.
@@ -147,10 +156,18 @@ func (p *passthrough) joinOpen(n *node) (id int32, joined bool) {
 
 // descriptor returns the local file of a node, if it can back the node.
 func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descriptor, reason) {
-	if n.size == 0 {
+	switch {
+	case n.size == 0:
 		return nil, empty
+	case time.Now().UnixNano() < p.silentUntil.Load():
+		return nil, noDescriptor
 	}
-	d, err := file.Descriptor(ctx)
+	bound, cancel := context.WithTimeout(ctx, descriptorPatience)
+	defer cancel()
+	d, err := file.Descriptor(bound)
+	if err != nil && bound.Err() != nil && ctx.Err() == nil {
+		p.silentUntil.Store(time.Now().Add(descriptorPatience).UnixNano())
+	}
 	switch kind := errs.KindOf(err); {
 	case kind == errs.NotCached:
 		return nil, notCached

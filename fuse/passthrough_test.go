@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -457,6 +458,38 @@ func TestKernelThatRefuses(t *testing.T) {
 			t.Errorf("%v: the log says %q", errno, s)
 		}
 	}
+}
+
+// TestSilentWorker delays one open in a while, not each.
+func TestSilentWorker(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newFake(time.Hour)
+		c.local, c.silent = dir, true
+		c.put("/x", 1<<20, "v1")
+		f := newTestFsys(t, c)
+		k := &fakeBacker{}
+		f.withBacker(k)
+		x, _ := f.lookup(t, rootID, "x")
+		began := time.Now()
+		for range 5 {
+			o, st := f.open(x.NodeId, os.O_RDONLY)
+			if st != gofuse.OK || o.BackingID != 0 {
+				t.Fatal(st, o)
+			}
+			f.close(o)
+		}
+		if n, took := c.asked.Load(), time.Since(began); n != 1 || took != descriptorPatience {
+			t.Errorf("asked %d times, opened after %v", n, took)
+		}
+		c.silent = false
+		time.Sleep(descriptorPatience)
+		o, st := f.open(x.NodeId, os.O_RDONLY)
+		if st != gofuse.OK || o.BackingID == 0 {
+			t.Error("no passthrough when the worker answers again: ", st, o)
+		}
+		f.close(o)
+	})
 }
 
 // weakBacker registers without the right to.
