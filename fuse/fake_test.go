@@ -35,6 +35,8 @@ type fakeClient struct {
 	base, tail int64 // what else local files have before and behind
 	localFlags int   // of their opens
 
+	making sync.Mutex // of local files
+
 	mu       sync.Mutex
 	entries  map[string]*client.Entry
 	children map[string][]string // sorted names
@@ -241,6 +243,8 @@ func (f *fakeFile) Close() error { return nil }
 
 // localFile opens the bytes of a version below dir, which are made at first.
 func (f *fakeClient) localFile(dir string, e *client.Entry) (Descriptor, error) {
+	f.making.Lock() // no one is to see a file that is written
+	defer f.making.Unlock()
 	name := filepath.Join(dir, e.FileID.String())
 	file, err := os.OpenFile(name, f.localFlags, 0)
 	if errors.Is(err, os.ErrNotExist) {

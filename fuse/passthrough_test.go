@@ -159,29 +159,34 @@ func TestCopyInstead(t *testing.T) {
 // TestOpensInBothModes has programs open, read and close while local files
 // come and go: no open fails, no byte is wrong.
 func TestOpensInBothModes(t *testing.T) {
-	const length = 70_000
+	const length, many = 70_000, 8
 	c := localFake(t)
-	c.put("/x", length, "v1")
-	want := c.bytesOf("/x")
+	var wants [many][]byte
+	name := func(i int) string { return fmt.Sprint("/x", i) }
+	for i := range many {
+		c.put(name(i), length, "v1")
+		wants[i] = c.bytesOf(name(i))
+	}
 	m := start(t, c, "")
 	var wg sync.WaitGroup
 	for g := range 6 {
 		wg.Go(func() {
 			rnd := rand.New(rand.NewPCG(uint64(g), 3))
 			var held []*os.File
-			for i := range 300 {
+			for range 300 {
 				c.setLocal(rnd.IntN(2) == 0)
-				f, err := os.Open(m.dir + "/x")
+				i := rnd.IntN(many)
+				f, err := os.Open(m.dir + name(i))
 				if err != nil {
 					t.Errorf("open: %v", err)
 					break
 				}
 				held = append(held, f)
 				p, off := make([]byte, 1+rnd.IntN(9000)), rnd.Int64N(length-9000)
-				if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:][:len(p)]) {
+				if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, wants[i][off:][:len(p)]) {
 					t.Errorf("read: %v", err)
 				}
-				if len(held) > rnd.IntN(4) || i%50 == 0 { // now and then nobody has it open
+				if len(held) > rnd.IntN(4) { // mostly nobody has a file open then
 					for _, f := range held {
 						f.Close()
 					}
@@ -195,8 +200,9 @@ func TestOpensInBothModes(t *testing.T) {
 	}
 	wg.Wait()
 	m.passes(t)
-	t.Log(m.opened(t, "passthrough", passedOn), "by passthrough,", m.opened(t, "copy", openBefore), "while open for copying,", m.opened(t, "copy", notCached), "not cached")
-	if m.opened(t, "passthrough", passedOn) == 0 || m.opened(t, "copy", notCached)+m.opened(t, "copy", openBefore) == 0 {
+	passed, before, copied := m.opened(t, "passthrough", passedOn), m.opened(t, "copy", openBefore), m.opened(t, "copy", notCached)
+	t.Log(passed, "by passthrough,", before, "while open for copying,", copied, "not cached")
+	if passed == 0 || before+copied == 0 {
 		t.Error("one of the modes was not tried")
 	}
 	m.await(t, "the end of all descriptors", func() bool { return c.descriptors.Load() == 0 })
