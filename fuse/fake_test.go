@@ -32,8 +32,9 @@ type fakeClient struct {
 	descriptors         atomic.Int64 // that are open
 	counted             atomic.Int64 // bytes read by descriptors
 
-	base, tail int64 // what else local files have before and behind
-	localFlags int   // of their opens
+	base, tail int64  // what else local files have before and behind
+	localFlags int    // of their opens
+	meanwhile  func() // called while a descriptor is asked for, if not nil
 
 	making sync.Mutex // of local files
 
@@ -223,6 +224,9 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 // Descriptor gives a file in fakeClient.local, if that is set.
 func (f *fakeFile) Descriptor(ctx context.Context) (Descriptor, error) {
 	f.f.asked.Add(1)
+	if f.f.meanwhile != nil {
+		f.f.meanwhile()
+	}
 	f.f.mu.Lock()
 	dir, why, closed, silent := f.f.local, f.f.noLocal, f.f.closed, f.f.silent
 	f.f.mu.Unlock()

@@ -437,6 +437,38 @@ func TestOneBackingForANode(t *testing.T) {
 	f.close(o)
 }
 
+// TestFirstOpensTogether has a second open come and decide while the first one
+// asks for its descriptor.
+func TestFirstOpensTogether(t *testing.T) {
+	for _, faster := range []bool{false, true} { // whether it gets passthrough
+		c := localFake(t)
+		c.put("/x", 1<<20, "v1")
+		f := newTestFsys(t, c)
+		k := &fakeBacker{}
+		f.withBacker(k)
+		x, _ := f.lookup(t, rootID, "x")
+		var second gofuse.OpenOut
+		c.meanwhile = func() {
+			c.meanwhile = nil
+			c.setLocal(faster)
+			second, _ = f.open(x.NodeId, os.O_RDONLY)
+			c.setLocal(true)
+		}
+		first, st := f.open(x.NodeId, os.O_RDONLY)
+		if st != gofuse.OK || first.BackingID != second.BackingID || (first.BackingID != 0) != faster || first.OpenFlags != second.OpenFlags {
+			t.Errorf("%v: %+v, then %+v", st, second, first)
+		}
+		f.close(second)
+		if want := map[bool]int{true: 1}[faster]; len(k.registered) != want || c.descriptors.Load() != int64(want) {
+			t.Errorf("%d backing files, %d descriptors, want %d", len(k.registered), c.descriptors.Load(), want)
+		}
+		f.close(first)
+		if len(k.registered) != 0 || c.descriptors.Load() != 0 {
+			t.Errorf("%d backing files, %d descriptors are left", len(k.registered), c.descriptors.Load())
+		}
+	}
+}
+
 // TestKernelThatRefuses says why once, and asks no more.
 func TestKernelThatRefuses(t *testing.T) {
 	for errno, want := range map[syscall.Errno]string{

@@ -130,6 +130,33 @@ func TestLocalFileThatFails(t *testing.T) {
 	}
 }
 
+// TestLocalFileThatFailed is not tried again by who has the file open.
+func TestLocalFileThatFailed(t *testing.T) {
+	for _, spliced := range []span{{0, maxRequest}, {1, 0}} {
+		c := newFake(time.Hour)
+		c.put("/x", 1<<20, "v1")
+		c.local, c.localFlags = t.TempDir(), os.O_WRONLY
+		f := newTestFsys(t, c)
+		f.spliced = spliced
+		x, _ := f.lookup(t, rootID, "x")
+		o, _ := f.open(x.NodeId, os.O_RDONLY)
+		buf := make([]byte, 4096)
+		for i := range 3 {
+			res, st := f.Read(nil, &gofuse.ReadIn{Fh: o.Fh, Size: 4096}, buf)
+			if st != gofuse.OK {
+				t.Fatal(st)
+			}
+			if b, st := res.Bytes(buf); st != gofuse.OK || !bytes.Equal(b, c.bytesOf("/x")[:4096]) { // as when splicing fails
+				t.Error("other bytes ", st)
+			}
+			res.Done()
+			if open, _ := f.files.get(o.Fh); open.local.now() != nil || c.reads.Load() != int64(i+1) {
+				t.Errorf("read %d: the local file is still read", i)
+			}
+		}
+	}
+}
+
 // TestLocalFileThatIsShort is not read: its end is not the file's.
 func TestLocalFileThatIsShort(t *testing.T) {
 	c := newFake(time.Hour)
