@@ -149,7 +149,7 @@ func (c *Config) apply(option string) error {
 		if hasValue {
 			return fmt.Errorf("mount option %s takes no value", name)
 		}
-	case "uid", "gid", "umask", "passthrough":
+	case "uid", "gid", "umask", "passthrough", "read_ahead":
 		if value == "" {
 			return fmt.Errorf("mount option %s needs a value", name)
 		}
@@ -177,6 +177,10 @@ func (c *Config) set(name, value string) error {
 			c.UID = id
 		} else {
 			c.GID = id
+		}
+	case "read_ahead":
+		if err := c.ReadAhead.Set(value); err != nil {
+			return fmt.Errorf("mount option read_ahead: %w", err)
 		}
 	case "passthrough":
 		if value != PassthroughAuto && value != PassthroughOff {

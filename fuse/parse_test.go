@@ -68,9 +68,9 @@ func TestFaultLog(t *testing.T) {
 }
 
 func TestParseOptions(t *testing.T) {
-	got, err := ParseOptions(DefaultConfig(), "allow_other,uid=7, gid=8 ,umask=077,ro,nonempty,passthrough=off,,")
+	got, err := ParseOptions(DefaultConfig(), "allow_other,uid=7, gid=8 ,umask=077,ro,nonempty,passthrough=off,read_ahead=4MiB,,")
 	want := DefaultConfig()
-	want.AllowOther, want.NonEmpty, want.UID, want.GID, want.Umask, want.Passthrough = true, true, 7, 8, "077", PassthroughOff
+	want.AllowOther, want.NonEmpty, want.UID, want.GID, want.Umask, want.Passthrough, want.ReadAhead = true, true, 7, 8, "077", PassthroughOff, 4<<20
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
@@ -83,6 +83,7 @@ func TestParseOptions(t *testing.T) {
 		"uid=4294967295":      {"uid=4294967295"},
 		"gid=-1":              {"gid=-1"},
 		"umask=8":             {"umask"},
+		"read_ahead=much":     {"read_ahead"},
 		"umask=1000":          {"umask"},
 		"allow_other=yes":     {"allow_other"},
 	} {

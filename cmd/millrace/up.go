@@ -73,7 +73,7 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringVar(&u.dataDir, "data-dir", "~/.millrace", "`DIR` of all state")
 	f.StringArrayVar(&u.caches, "cache", nil, "cache directory, `DIR:SIZE[:ssd|hdd]` (default DATA_DIR/cache with 80 % of what is free)")
 	addUFSOptFlag(c, &u.ufsOptions)
-	f.StringVar(&u.mountOptions, "mount-opt", "", "mount options, separated by commas: allow_other, uid=, gid=, umask=, passthrough=auto|off, nonempty")
+	f.StringVar(&u.mountOptions, "mount-opt", "", "mount options, separated by commas: allow_other, uid=, gid=, umask=, passthrough=auto|off, read_ahead=, nonempty")
 	f.StringVar(&u.listen, "listen", loopback, "`IP` to listen on")
 	for _, p := range portFlags() {
 		f.Uint16(p.flag, p.port, "`PORT` of "+p.what+"; 0 lets the system choose")
