@@ -12,12 +12,13 @@ import (
 // Requests are counts of requests that an S3 server answered.
 type Requests struct {
 	Gets   int64 // of objects
+	Heads  int64 // of objects
 	Others int64
 }
 
 // Sub returns the requests since an earlier count.
 func (r Requests) Sub(o Requests) Requests {
-	return Requests{Gets: r.Gets - o.Gets, Others: r.Others - o.Others}
+	return Requests{Gets: r.Gets - o.Gets, Heads: r.Heads - o.Heads, Others: r.Others - o.Others}
 }
 
 // CountRequests reads versitygw's access log to its present end: a line a
@@ -38,6 +39,8 @@ func CountRequests(path string) (Requests, error) {
 		switch {
 		case strings.Contains(line, " s3_GetObject "):
 			r.Gets++
+		case strings.Contains(line, " s3_HeadObject "):
+			r.Heads++
 		case strings.Contains(line, " s3_"):
 			r.Others++
 		}
