@@ -24,6 +24,9 @@ NO_RACE := ./blockio
 DURATION ?= 10m
 SEED ?=
 
+# Flags of the benchmarks; bin/bench -help lists them.
+BENCH_FLAGS ?=
+
 # The race detector needs a C compiler. Without one the tests run all the
 # same, and say so; where everything is required they fail.
 HAVE_CC := $(shell command -v "$$($(GO) env CC)" 2>/dev/null)
@@ -101,9 +104,10 @@ demo: build $(TOOLS)/versitygw ## a real S3 bucket, mounted, warmed by a load jo
 	exec bin/demo
 
 .PHONY: bench
-bench: build $(TOOLS)/versitygw ## cold and warm reads, as ratios to a bare S3 client and the local disk
+bench: build $(TOOLS)/versitygw ## this machine's figures beside the targets, some 10 minutes (BENCH_FLAGS='-runs 1 -big 256MiB -small 1000' to shorten)
+	$(GO) build -o bin/barefuse ./bench/barefuse
 	$(GO) build -o bin/bench ./bench/report
-	exec bin/bench
+	exec bin/bench $(BENCH_FLAGS)
 
 ##@ Rest
 

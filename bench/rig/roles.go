@@ -233,15 +233,14 @@ func (r *Role) fetch(ctx context.Context, path string) (string, error) {
 	return string(text), err
 }
 
-// Metric returns the sum of a metric's values over all its labels that contain
-// label.
-func (r *Role) Metric(ctx context.Context, name, label string) (sum float64, err error) {
+// Metric returns the sum of a metric's values over all its labels.
+func (r *Role) Metric(ctx context.Context, name string) (sum float64, err error) {
 	text, err := r.fetch(ctx, "/metrics")
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") || !strings.Contains(line, label) {
+		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
 			continue
 		}
 		fields := strings.Fields(line)
