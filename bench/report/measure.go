@@ -36,7 +36,7 @@ type step struct {
 	before func(ctx context.Context) error
 	// ready leaves in the kernel's caches what before brought there.
 	ready bool
-	do     func(ctx context.Context) error
+	do    func(ctx context.Context) error
 }
 
 // measureAll does all steps one after the other, and that as often as there

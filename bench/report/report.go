@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"millrace/bench/rig"
 	"millrace/internal/size"
 )
@@ -79,9 +77,6 @@ func run(ctx context.Context, args []string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it needs root, to mount and to drop the kernel's caches")
 	}
-	if err := allowFiles(); err != nil {
-		return err
-	}
 	r := &report{
 		settings: s, log: os.Stderr,
 		big: rig.Big(1, int64(s.big)), small: rig.Small(s.small, smallSize),
@@ -107,17 +102,6 @@ func run(ctx context.Context, args []string) (err error) {
 		return nil
 	}
 	return out.save(s.json)
-}
-
-// allowFiles lets the processes to be started have as many open files as
-// systemd lets a service, and so as many as there are small ones.
-func allowFiles() error {
-	const files = 512 << 10
-	err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: files})
-	if err != nil {
-		return fmt.Errorf("allow %d open files: %w", files, err)
-	}
-	return nil
 }
 
 // whole sets up, measures, and takes down.
@@ -208,7 +192,9 @@ func (r *report) clusters(ctx context.Context) (err error) {
 		c, err := rig.StartRoles(ctx, rig.RolesConfig{
 			Binary: r.millrace, URI: "s3://" + bucket, Dir: filepath.Join(r.dir, name),
 			Cache: fmt.Sprintf("%s:%v:%s", filepath.Join(dir, name+"-cache"), room, medium),
-			Env:   r.server.Env(), Stderr: r.log,
+			// As many descriptors as the default is where the limit on open
+			// files is what systemd sets.
+			Env: append(r.server.Env(), "MILLRACE_CLIENT_DESCRIPTORS=16384"), Stderr: r.log,
 			Options: []string{"freshness=never"}, // as of a training set: nobody changes it
 		})
 		if err != nil {

@@ -67,13 +67,13 @@ func StartRoles(ctx context.Context, cfg RolesConfig) (*Roles, error) {
 }
 
 func (c *Roles) start(ctx context.Context) (err error) {
-	const any = "127.0.0.1:0"
+	const anyPort = "127.0.0.1:0"
 	dir := filepath.Join(c.cfg.Dir, "master")
-	if c.Master, err = c.launch(ctx, "master", dir, "--data-dir", dir, "--listen", any, "--raft-listen", any, "--http-listen", any); err != nil {
+	if c.Master, err = c.launch(ctx, "master", dir, "--data-dir", dir, "--listen", anyPort, "--raft-listen", anyPort, "--http-listen", anyPort); err != nil {
 		return err
 	}
 	dir = filepath.Join(c.cfg.Dir, "worker")
-	if c.Worker, err = c.launch(ctx, "worker", dir, "--data-dir", dir, "--cache", c.cfg.Cache, "--listen", any, "--data-listen", any, "--http-listen", any); err != nil {
+	if c.Worker, err = c.launch(ctx, "worker", dir, "--data-dir", dir, "--cache", c.cfg.Cache, "--listen", anyPort, "--data-listen", anyPort, "--http-listen", anyPort); err != nil {
 		return err
 	}
 	args := []string{"ufs", "add", "/", c.cfg.URI}
