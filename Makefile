@@ -109,6 +109,15 @@ bench: build $(TOOLS)/versitygw ## this machine's figures beside the targets, so
 	$(GO) build -o bin/bench ./bench/report
 	exec bin/bench $(BENCH_FLAGS)
 
+# What a benchmark of one package takes, and which run: those below are short
+# enough to run together.
+MICRO := ./block ./blockio ./tier ./cacheworker ./cachemaster/blockmap ./fuse
+MICRO_RUN ?= Owners|Ticket|ParseHeader|Read4K|Read1M|OpenRead4K|Hit|Fill|FullReport|Locations|BenchmarkRead$$
+
+.PHONY: bench-micro
+bench-micro: ## the parts by themselves: data plane, cache hit and fill, decoding, placement, block map
+	$(GO) test -run '^$$' -bench '$(MICRO_RUN)' -benchmem -count 5 -benchtime 0.2s $(MICRO)
+
 ##@ Rest
 
 .PHONY: tools

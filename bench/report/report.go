@@ -50,6 +50,7 @@ func parse(args []string) (*settings, error) {
 type report struct {
 	*settings
 	dir, memory string // our own, below those of the settings
+	disk        string // where the objects are as files
 	log         io.Writer
 
 	big, small rig.Dataset
@@ -111,6 +112,7 @@ func (r *report) whole(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, r.server.Stop()) }()
 	r.add("s3", r.server.PID())
+	r.disk = r.server.BucketDir(bucket)
 	r.bare = rig.NewBare(r.server.Endpoint, bucket, bareSmall)
 	if err := r.bare.CreateBucket(ctx); err != nil {
 		return err
@@ -152,8 +154,8 @@ func (r *report) references(ctx context.Context) (all []*rig.BareMount, err erro
 		}
 	}
 	for _, m := range []struct{ name, mode, dir string }{
-		{"bare-ssd", "passthrough", r.localDisk()},
-		{"bare-copy", "copy", r.localDisk()},
+		{"bare-ssd", "passthrough", r.disk},
+		{"bare-copy", "copy", r.disk},
 		{"bare-memory", "passthrough", r.localMemory()},
 	} {
 		if m.dir == "" {
@@ -168,8 +170,6 @@ func (r *report) references(ctx context.Context) (all []*rig.BareMount, err erro
 	}
 	return all, nil
 }
-
-func (r *report) localDisk() string { return r.server.BucketDir(bucket) }
 
 func (r *report) localMemory() string {
 	if r.memory == "" {

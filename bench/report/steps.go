@@ -131,7 +131,7 @@ func (r *report) sequentialSteps() []step {
 		}}
 	}
 	return []step{
-		sequential("disk, sequential", r.localDisk()),
+		sequential("disk, sequential", r.disk),
 		sequential("mount, warm, sequential", r.point("ssd")),
 		sequential("bare passthrough mount, sequential", r.point("bare-ssd")),
 		sequential("mount, copying, sequential", r.point("copy")),
@@ -149,10 +149,10 @@ func (r *report) randomSteps(seed uint64) (steps []step) {
 			return rig.Random(ctx, r.bigPath(root), r.big.Bytes(), n, readers, seed)
 		}})
 	}
-	add("disk, random, 1 reader", r.localDisk(), randomOne, 1)
+	add("disk, random, 1 reader", r.disk, randomOne, 1)
 	add("bare passthrough mount, random, 1 reader", r.point("bare-ssd"), randomOne, 1)
 	add("mount, warm, random, 1 reader", r.point("ssd"), randomOne, 1)
-	add("disk, random, 8 readers", r.localDisk(), randomMany, 8)
+	add("disk, random, 8 readers", r.disk, randomMany, 8)
 	add("bare passthrough mount, random, 8 readers", r.point("bare-ssd"), randomMany, 8)
 	add("mount, warm, random, 8 readers", r.point("ssd"), randomMany, 8)
 	if r.mem != nil {
@@ -166,7 +166,7 @@ func (r *report) randomSteps(seed uint64) (steps []step) {
 // smallSteps read, look at and open the small files, which are cached.
 func (r *report) smallSteps(seed uint64) (steps []step) {
 	places := []struct{ name, root string }{
-		{"disk", r.localDisk()}, {"bare passthrough mount", r.point("bare-ssd")}, {"mount, warm", r.point("ssd")},
+		{"disk", r.disk}, {"bare passthrough mount", r.point("bare-ssd")}, {"mount, warm", r.point("ssd")},
 	}
 	if r.mem != nil {
 		places = append(places, []struct{ name, root string }{

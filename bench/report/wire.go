@@ -36,7 +36,7 @@ func (r *report) dial(ctx context.Context) (*wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{size: r.big.Bytes(), path: r.bigPath(r.localDisk()), served: make(chan error, 1)}
+	w := &wire{size: r.big.Bytes(), path: r.bigPath(r.disk), served: make(chan error, 1)}
 	if w.conn, err = blockio.Dial(ctx, "tcp", r.ssd.Worker.Address("data"), blockio.DefaultClientConfig()); err != nil {
 		return nil, err
 	}
