@@ -109,8 +109,12 @@ bench: build $(TOOLS)/versitygw ## this machine's figures beside the targets, so
 	$(GO) build -o bin/bench ./bench/report
 	exec bin/bench $(BENCH_FLAGS)
 
-# What a benchmark of one package takes, and which run: those below are short
-# enough to run together.
+.PHONY: bench-peers
+bench-peers: $(TOOLS)/versitygw ## the same work on JuiceFS, geesefs and rclone, those that are on PATH (BENCH_FLAGS)
+	$(GO) build -o bin/bench-peers ./bench/peers
+	exec bin/bench-peers $(BENCH_FLAGS)
+
+# The packages with benchmarks, and which of those run together.
 MICRO := ./block ./blockio ./tier ./cacheworker ./cachemaster/blockmap ./fuse
 MICRO_RUN ?= Owners|Ticket|ParseHeader|Read4K|Read1M|OpenRead4K|Hit|Fill|FullReport|Locations|BenchmarkRead$$
 

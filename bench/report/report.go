@@ -192,9 +192,7 @@ func (r *report) clusters(ctx context.Context) (err error) {
 		c, err := rig.StartRoles(ctx, rig.RolesConfig{
 			Binary: r.millrace, URI: "s3://" + bucket, Dir: filepath.Join(r.dir, name),
 			Cache: fmt.Sprintf("%s:%v:%s", filepath.Join(dir, name+"-cache"), room, medium),
-			// As many descriptors as the default is where the limit on open
-			// files is what systemd sets.
-			Env: append(r.server.Env(), "MILLRACE_CLIENT_DESCRIPTORS=16384"), Stderr: r.log,
+			Env: append(r.server.Env(), clusterSettings()...), Stderr: r.log,
 			Options: []string{"freshness=never"}, // as of a training set: nobody changes it
 		})
 		if err != nil {
@@ -234,6 +232,16 @@ func (r *report) clusters(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// clusterSettings are those in which the clusters differ from the defaults.
+func clusterSettings() []string {
+	return []string{
+		// The default where the limit on open files is what systemd sets.
+		"MILLRACE_CLIENT_DESCRIPTORS=16384",
+		// A busy disk takes its time to free all small files in one call.
+		"MILLRACE_MASTER_WORKER_TIMEOUT=2m",
+	}
 }
 
 func (r *report) stop() (err error) {
