@@ -221,7 +221,9 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	bytes, charge := u.cachedBytes(), d.charge(u)
 	d.queue.remove(u)
 	delete(p.set.blocks, u.word)
-	d.store.cachedBytes.Add(-bytes)
+	if p.has(partIndexed) { // else it is about to be adopted, and not counted yet
+		d.store.cachedBytes.Add(-bytes)
+	}
 	e := p.geometry().PagesExtent(first, end)
 	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
 		d.ioError("punch victim", err) // its room stays charged until the next start
