@@ -35,7 +35,8 @@ type metaEntry struct {
 
 	children []ufs.Info // of a listing
 	byName   map[string]int
-	part     bool // of a listing that may lack children
+	part     bool      // of a listing that may lack children
+	absence  time.Time // until when a listing tells what is not there
 }
 
 func (e *metaEntry) freshAt(now time.Time) bool { return e.expires.IsZero() || now.Before(e.expires) }
@@ -113,8 +114,8 @@ func (c *metaCache) stat(mount uint64, p string) (answer statAnswer, ok bool) {
 	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok && !e.part {
 		return statAnswer{info: ufs.Info{Path: p, Type: ufs.Dir}, expires: e.expires}, true
 	}
-	if known && !above.part {
-		return statAnswer{expires: above.expires, err: notThere(p)}, true
+	if known && !above.part && c.now().Before(above.absence) {
+		return statAnswer{expires: above.absence, err: notThere(p)}, true
 	}
 	return statAnswer{}, false
 }
@@ -158,8 +159,12 @@ func (c *metaCache) correct(mount uint64, p string, info ufs.Info, found bool) {
 	}
 }
 
-func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires time.Time) {
-	c.put(metaKey{mount: mount, path: dir, list: true}, newListingEntry(dir, children, expires))
+// putListing keeps all children of a directory; absence is until when it is
+// known that there are no others.
+func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires, absence time.Time) {
+	e := newListingEntry(dir, children, expires)
+	e.absence = absence
+	c.put(metaKey{mount: mount, path: dir, list: true}, e)
 }
 
 // putPart keeps children of a directory that may have more. It does not take

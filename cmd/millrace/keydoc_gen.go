@@ -54,6 +54,7 @@ func keyDocs() map[string]string {
 		"master.max_clients":               "max_clients is of how many mounts and SDK processes the counters are kept, those that are gone included.",
 		"master.max_listing_entries":       "max_listing_entries is up to how many entries a directory's listing is kept in the metadata cache; a longer one is streamed and forgotten.",
 		"master.metadata_cache_bytes":      "metadata_cache_bytes bounds the memory of the metadata cache.",
+		"master.missing_ttl":               "missing_ttl bounds for how long the answer that nothing is at a path is used, whatever the freshness: data that never changes is added to.",
 		"master.never_ttl":                 "never_ttl is for how long clients use metadata of under-store mounts with freshness \"never\" without asking again.",
 		"master.probe_timeout":             "probe_timeout bounds the look at an under-store before it is added.",
 		"master.raft_commit_timeout":       "raft_commit_timeout is after what time without entries a leader tells followers how far is committed.",
