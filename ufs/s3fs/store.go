@@ -36,6 +36,7 @@ type Store struct {
 	payer       types.RequestPayer
 	customerKey *customerKey // nil: none
 	pageSize    int32        // keys per listing request
+	bodies      bodies       // of listings
 	now         func() time.Time
 	pause       func(attempt int, err error) (time.Duration, error) // between attempts
 }
