@@ -76,7 +76,10 @@ type pageKey struct{}
 const maxPageBody = 8 << 20
 
 // bodies are buffers for the bodies of answers.
-type bodies struct{ pool sync.Pool }
+type bodies struct {
+	most int64 // bytes of a body that are read into one
+	pool sync.Pool
+}
 
 func (b *bodies) get() *bytes.Buffer {
 	if buf, ok := b.pool.Get().(*bytes.Buffer); ok {
@@ -118,7 +121,7 @@ func (d *pageDecoder) HandleDeserialize(ctx context.Context, in middleware.Deser
 	}
 	buf := d.bodies.get()
 	defer d.bodies.pool.Put(buf)
-	_, broken := buf.ReadFrom(io.LimitReader(response.Body, maxPageBody))
+	_, broken := buf.ReadFrom(io.LimitReader(response.Body, d.bodies.most))
 	if broken == nil {
 		if p, unusual := parsePage(buf.Bytes()); unusual == nil {
 			out.Result = &s3.ListObjectsV2Output{}

@@ -69,6 +69,7 @@ func open(ctx context.Context, cfg ufs.Config) (*Store, error) {
 		bucket:    set.bucket,
 		uri:       strings.TrimSuffix(scheme+set.bucket+"/"+set.prefix, "/"),
 		pageSize:  1000, // the most that S3 answers
+		bodies:    bodies{most: maxPageBody},
 		now:       time.Now,
 		pause:     backoff,
 	}
