@@ -22,7 +22,7 @@ func keyDocs() map[string]string {
 		"fuse":                             "A FUSE mount.",
 		"fuse.allow_other":                 "allow_other lets users other than the one who mounts see the mount; without root it needs user_allow_other in /etc/fuse.conf.",
 		"fuse.data_dir":                    "data_dir holds a directory for each mount point, with its lock, its addresses and the log of a mount in the background.",
-		"fuse.entry_cache":                 "entry_cache bounds the memory for what the masters answered about names, also that they do not exist: within the freshness of its answer, a name that the kernel forgot is found without a master. A name takes about 700 bytes. 1MiB to 64GiB.",
+		"fuse.entry_cache":                 "entry_cache bounds the memory for what the masters answered about names, also that they do not exist: within the freshness of its answer, a name that the kernel forgot is found without a master. A name takes about 300 bytes. 1MiB to 64GiB.",
 		"fuse.gid":                         "gid is the group of all files and directories; -1 is that of the process that mounts.",
 		"fuse.http_listen":                 "http_listen is the address of /metrics, /healthz, /readyz and /debug/pprof.",
 		"fuse.listed_nodes":                "listed_nodes is how many names the kernel may hold for listings to give it more; beyond, names are handed over when they are used. Each takes about 250 bytes here and some 1500 in the kernel. 1024 or more.",
