@@ -84,7 +84,7 @@ func keyDocs() map[string]string {
 		"worker.heartbeat":                 "heartbeat is how often each master hears from the worker. Masters suspect a worker after 3 s of silence.",
 		"worker.http_listen":               "http_listen is the address of /metrics, /healthz, /readyz and /debug/pprof.",
 		"worker.listen":                    "listen is the address of the gRPC service.",
-		"worker.load_concurrency":          "load_concurrency bounds the items that load tasks work on at a time.",
+		"worker.load_concurrency":          "load_concurrency bounds the items of one under-store mount that load tasks work on at a time; those of all of them are at most twice as many.",
 		"worker.master_timeout":            "master_timeout bounds each call to a master.",
 		"worker.max_inflight_bytes":        "max_inflight_bytes bounds the bytes asked for and not yet received, over all under-stores. One under-store mount alone has at most 3/4 of them, and the more others are busy the less; each may always send one request.",
 		"worker.readahead_max":             "readahead_max bounds what is fetched ahead of one sequential reader; 0 switches read-ahead off. It is never more than 1/8 of the smallest cache directory.",
