@@ -17,8 +17,8 @@ const (
 	// place in the map included.
 	answerOverhead = 192
 	// hotShare is how much of the cache the answers may fill that were used
-	// after they came, so that a listing of a million names does not drive
-	// out what programs work with.
+	// more than once, so that a listing of a million names, and a look at each
+	// of them, does not drive out what programs work with.
 	hotShare = 0.8
 	// maxListings bounds the directories whose whole listing is remembered.
 	maxListings = 4096
@@ -45,7 +45,8 @@ type entryCache struct {
 }
 
 // cacheShard holds the answers about the paths of one hash. New answers are
-// cold; those that are asked for become hot. Cold ones are evicted first.
+// cold; those that are asked for a second time become hot. Cold ones are
+// evicted first.
 type cacheShard struct {
 	mu     sync.Mutex
 	byPath map[string]*cached
@@ -58,11 +59,13 @@ type cacheShard struct {
 type cached struct {
 	packed
 	cost       int32
+	used       bool // since it became cold
 	hot        bool // in the queue of those
 	prev, next *cached
 }
 
-// queue is a list with the answer used last in front.
+// queue is a list with the answer that came last in front, and of those that
+// are hot the one that was used last.
 type queue struct {
 	ends  cached // next is the first, prev the last
 	bytes int
@@ -123,13 +126,17 @@ func (c *entryCache) get(p string) (a answer, ok bool) {
 	if x == nil {
 		return answer{}, false
 	}
+	if !x.used {
+		x.used = true // it stays where it is: a scan looks at each name once
+		return c.epoch.unpack(&x.packed), true
+	}
 	s.queue(x).remove(x)
 	x.hot = true
 	s.hot.push(x)
 	for float64(s.hot.bytes) > hotShare*float64(s.limit) {
 		old := s.hot.last()
 		s.hot.remove(old)
-		old.hot = false
+		old.hot, old.used = false, false
 		s.cold.push(old)
 	}
 	return c.epoch.unpack(&x.packed), true

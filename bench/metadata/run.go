@@ -139,25 +139,34 @@ func (b *bench) phases(ctx context.Context) error {
 	find := func(dir string) func() error {
 		return func() error { return b.exec(ctx, "find", filepath.Join(b.point, dir), "-ls") }
 	}
+	const (
+		names = "2" // names and attributes
+		all   = "3" // and pages
+	)
 	const inTree = treeDirs*dirFiles + treeDirs + 1
 	for _, p := range []struct {
 		name    string
 		entries int
-		drop    bool
+		drop    string // what the kernel forgets before, as /proc/sys/vm/drop_caches has it
 		work    func() error
 	}{
-		{"find -ls, tree, cold", inTree, true, find("tree")},
-		{"find -ls, tree, warm", inTree, false, find("tree")},
-		{"find -ls, tree, kernel caches dropped", inTree, true, find("tree")},
-		{"stat, kernel caches dropped", looks, true, func() error { return b.stat(b.point) }},
-		{"stat, local, kernel caches dropped", looks, true, func() error { return b.stat(b.local) }},
-		{"open+close, kernel caches dropped", looks, true, func() error { return b.open(b.point) }},
-		{"find -ls, one directory, cold", flat + 1, true, find("flat")},
-		{"find -ls, one directory, again", flat + 1, false, find("flat")},
-		{"ls -f, one directory, again", flat + 1, false, func() error { return b.exec(ctx, "ls", "-f", filepath.Join(b.point, "flat")) }},
+		{"find -ls, tree, cold", inTree, names, find("tree")},
+		{"find -ls, tree, warm", inTree, "", find("tree")},
+		{"find -ls, tree, names dropped", inTree, names, find("tree")},
+		{"stat by name, names dropped", looks, names, func() error { return b.stat(b.point) }},
+		{"stat by name, local, names dropped", looks, names, func() error { return b.stat(b.local) }},
+		{"list and stat, names dropped", looks, names, func() error { return b.walk(b.point) }},
+		{"list and stat, local, names dropped", looks, names, func() error { return b.walk(b.local) }},
+		{"list and stat, all dropped", looks, all, func() error { return b.walk(b.point) }},
+		{"list and stat, local, all dropped", looks, all, func() error { return b.walk(b.local) }},
+		{"open+close, names dropped", looks, names, func() error { return b.open(b.point) }},
+		{"open+close", looks, "", func() error { return b.open(b.point) }},
+		{"find -ls, one directory, cold", flat + 1, names, find("flat")},
+		{"find -ls, one directory, again", flat + 1, "", find("flat")},
+		{"ls -f, one directory, again", flat + 1, "", func() error { return b.exec(ctx, "ls", "-f", filepath.Join(b.point, "flat")) }},
 	} {
-		if p.drop {
-			if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0o600); err != nil {
+		if p.drop != "" {
+			if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte(p.drop), 0o600); err != nil {
 				return err
 			}
 		}
@@ -246,6 +255,28 @@ func (b *bench) stat(root string) error {
 	for i := range looks {
 		if _, err := os.Lstat(b.file(root, i)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// walk lists directories and looks at each of their files, as os.walk and the
+// like do.
+func (b *bench) walk(root string) error {
+	for d := range looks / dirFiles {
+		dir := filepath.Dir(b.file(root, d*dirFiles))
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		names, err := f.Readdirnames(-1)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		for _, name := range names {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
