@@ -323,6 +323,9 @@ func (w *snapshotWriter) writeAll() error {
 	if err != nil {
 		return err
 	}
+	for _, p := range w.d.copyParts() { // found by nobody yet
+		w.addPartByBlock(p)
+	}
 	for _, u := range w.d.queue.units() {
 		w.addUnit(u)
 		if err := w.flushPiece(); err != nil {

@@ -476,18 +476,19 @@ func (w *world) die(rt *rapid.T) {
 		Ops: []string{"any"}, From: rapid.IntRange(1, 12).Draw(rt, "from"), Err: "EIO",
 		Short: rapid.SampledFrom([]int{0, 20, 5000}).Draw(rt, "short"),
 	})
-	f := w.file(rt)
+	f, lose := w.file(rt), 1
 	switch rapid.SampledFrom([]string{"fill", "drop", "compact", "upkeep"}).Draw(rt, "last") {
 	case "fill":
 		_ = fillRange(w.s, f, w.extent(rt, f))
 	case "drop":
 		_, _, _ = w.s.Drop(1, f.Path)
+		lose = w.dirs // a version in each
 	case "compact":
 		_ = w.s.dirs[0].compact(true)
 	case "upkeep":
 		w.s.upkeep()
 	}
-	w.killLosing(1)
+	w.killLosing(lose)
 }
 
 // crash cuts the power. What others had open went with the machine.

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"millrace/internal/child"
 )
 
 // Roles is a cluster whose master, worker and mount are processes of their
@@ -25,11 +27,11 @@ type Roles struct {
 // Role is one process of Roles.
 type Role struct {
 	HTTP string // address of its operations server
-	proc *child
+	proc *child.Process
 }
 
 // PID returns the process's ID.
-func (r *Role) PID() int { return r.proc.cmd.Process.Pid }
+func (r *Role) PID() int { return r.proc.PID() }
 
 // RolesConfig says what to run.
 type RolesConfig struct {
@@ -84,7 +86,7 @@ func (r *Roles) start(ctx context.Context, cfg RolesConfig, role, dir string, ar
 	args = append(args, "--data-dir", dir, "--http-listen", "127.0.0.1:0", "--log-level", "warn")
 	cmd := exec.Command(cfg.Binary, args...) //nolint:noctx // our own binary; ended by Stop, not by a context
 	cmd.Env, cmd.Stderr = r.env, cfg.Stderr
-	proc, err := startChild(cmd)
+	proc, err := child.Start(cmd)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -94,8 +96,8 @@ func (r *Roles) start(ctx context.Context, cfg RolesConfig, role, dir string, ar
 	for {
 		select {
 		case <-tick.C:
-		case <-proc.done:
-			return started, nil, fmt.Errorf("millrace %s ended before it was ready: %w", role, proc.err)
+		case <-proc.Done():
+			return started, nil, fmt.Errorf("millrace %s ended before it was ready: %w", role, proc.Err())
 		case <-ctx.Done():
 			return started, nil, context.Cause(ctx)
 		}
@@ -147,7 +149,7 @@ func (r *Roles) Stop() error {
 	var list []error
 	for _, role := range []*Role{r.Mount, r.Worker, r.Master} {
 		if role != nil {
-			list = append(list, role.proc.stop(stopPatience))
+			list = append(list, role.proc.Terminate(stopPatience))
 		}
 	}
 	return errors.Join(list...)
