@@ -27,6 +27,22 @@ type File interface {
 	// ReadAtContext fills p from off; it is short only with an error, which
 	// is io.EOF at the file's end.
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
+	// Descriptor returns a local file that holds every byte of the version:
+	// errs.NotCached or errs.Unsupported if there is none, which is cheap to
+	// ask again.
+	Descriptor(ctx context.Context) (Descriptor, error)
+	Close() error
+}
+
+// Descriptor is an open local file of which a part is a version of a file,
+// and stays so for as long as the descriptor is open.
+type Descriptor interface {
+	// FD is the number of the descriptor, good until Close.
+	FD() int
+	// Extent says which bytes of the local file are the version.
+	Extent() (base, length int64)
+	// Count tells that n bytes were read from the local file.
+	Count(n int64)
 	Close() error
 }
 
@@ -40,5 +56,24 @@ func (s sdk) OpenEntry(ctx context.Context, e *client.Entry) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	return sdkFile{f}, nil
 }
+
+type sdkFile struct{ *client.File }
+
+func (f sdkFile) Descriptor(ctx context.Context) (Descriptor, error) {
+	d, err := f.File.Descriptor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &sdkDescriptor{d, int(d.File.Fd())}, nil
+}
+
+type sdkDescriptor struct {
+	*client.Descriptor
+	fd int
+}
+
+func (d *sdkDescriptor) FD() int { return d.fd }
+
+func (d *sdkDescriptor) Extent() (base, length int64) { return d.Base, d.Length }

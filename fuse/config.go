@@ -27,6 +27,11 @@ type Config struct {
 	// NonEmpty allows to mount over a directory that holds files, which are
 	// hidden by the mount.
 	NonEmpty bool `toml:"nonempty"`
+	// Passthrough is auto to hand files that are wholly cached on this host to
+	// the kernel, which then reads them without this process, or off. It needs
+	// Linux 6.9, CAP_SYS_ADMIN, and a cache directory that is on no stacked
+	// file system such as overlayfs; without, reads are copied.
+	Passthrough string `toml:"passthrough"`
 	// ReadAhead is how far the kernel reads ahead of a sequential reader, and
 	// around a page that a program touches in a mapped file: more makes the
 	// former faster and the latter costlier. Without root the kernel's own
@@ -54,12 +59,19 @@ type Config struct {
 	Masters []string `toml:"-"`
 }
 
+// What Config.Passthrough may be.
+const (
+	PassthroughAuto = "auto"
+	PassthroughOff  = "off"
+)
+
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
 		UID:            -1,
 		GID:            -1,
 		Umask:          "0022",
+		Passthrough:    PassthroughAuto,
 		ReadAhead:      size.MiB,
 		MaxBackground:  64,
 		EntryCache:     64 * size.MiB,
@@ -82,6 +94,9 @@ func (c *Config) Validate() error {
 	}
 	if _, err := parseUmask(c.Umask); err != nil {
 		bad("umask", c.Umask, "an octal number up to 0777")
+	}
+	if c.Passthrough != PassthroughAuto && c.Passthrough != PassthroughOff {
+		bad("passthrough", c.Passthrough, "auto or off")
 	}
 	if c.ReadAhead < 4*size.KiB || c.ReadAhead > size.GiB {
 		bad("read_ahead", c.ReadAhead, "4KiB to 1GiB")
@@ -134,7 +149,7 @@ func (c *Config) apply(option string) error {
 		if hasValue {
 			return fmt.Errorf("mount option %s takes no value", name)
 		}
-	case "uid", "gid", "umask":
+	case "uid", "gid", "umask", "passthrough", "read_ahead":
 		if value == "" {
 			return fmt.Errorf("mount option %s needs a value", name)
 		}
@@ -143,6 +158,11 @@ func (c *Config) apply(option string) error {
 	default:
 		return fmt.Errorf("mount option %s is not supported", name)
 	}
+	return c.set(name, value)
+}
+
+// set applies an option that has a value if it needs one.
+func (c *Config) set(name, value string) error {
 	switch name {
 	case "allow_other":
 		c.AllowOther = true
@@ -158,6 +178,15 @@ func (c *Config) apply(option string) error {
 		} else {
 			c.GID = id
 		}
+	case "read_ahead":
+		if err := c.ReadAhead.Set(value); err != nil {
+			return fmt.Errorf("mount option read_ahead: %w", err)
+		}
+	case "passthrough":
+		if value != PassthroughAuto && value != PassthroughOff {
+			return fmt.Errorf("mount option passthrough=%s: want auto or off", value)
+		}
+		c.Passthrough = value
 	case "umask":
 		if _, err := parseUmask(value); err != nil {
 			return fmt.Errorf("mount option umask: %w", err)

@@ -9,6 +9,11 @@
 // It speaks go-fuse's raw API, request by request, since the table that binds
 // the kernel's node IDs to versions of files is the heart of the matter.
 //
+// A file whose bytes are all in a local file of the cache is handed to the
+// kernel, which then reads it without this process (passthrough.go). All others
+// take the copy path: a READ is spliced or copied from the local file where
+// there is one by then (read.go, reply.go), else filled by the client.
+//
 // Invariants:
 //   - A node ID is bound for life to (path, file ID, kind). The size, times
 //     and inode number of a node never change; a new version of a path is a
@@ -18,6 +23,12 @@
 //     which the kernel looks the whole path up again, unseen by the program.
 //   - Entries live in the kernel's cache as long as the master's answer is
 //     valid, no longer.
+//   - All opens of a node that are there at the same time are in one mode,
+//     passthrough or copy, and have one backing file: the kernel refuses
+//     others. The first decides, the last release ends it.
+//   - A local file is believed only if it is as long as it must be, and one
+//     that cannot be read is read through the client instead.
+//   - A READ allocates nothing.
 //   - Nothing can be written: every such request is EROFS.
 //   - Run leaves no dead mount point behind.
 package fuse

@@ -3,10 +3,13 @@ package fuse
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,6 +26,17 @@ type fakeClient struct {
 	valid time.Duration // of answers
 
 	stats, lists, opens atomic.Int64
+	reads               atomic.Int64 // of File.ReadAtContext
+	passed              atomic.Int64 // of opens
+	asked               atomic.Int64 // for descriptors
+	descriptors         atomic.Int64 // that are open
+	counted             atomic.Int64 // bytes read by descriptors
+
+	base, tail int64  // what else local files have before and behind
+	localFlags int    // of their opens
+	meanwhile  func() // called while a descriptor is asked for, if not nil
+
+	making sync.Mutex // of local files
 
 	mu       sync.Mutex
 	entries  map[string]*client.Entry
@@ -30,6 +44,10 @@ type fakeClient struct {
 	gone     map[block.FileID]bool
 	failing  error // of every call
 	stall    chan struct{}
+	local    string // directory of the local files; empty: there are none
+	noLocal  error  // why there is none now
+	closed   bool   // no descriptor is given
+	silent   bool   // nor an answer
 }
 
 var born = time.Date(2020, 2, 29, 12, 0, 0, 0, time.UTC)
@@ -165,7 +183,12 @@ func (f *fakeClient) OpenEntry(_ context.Context, e *client.Entry) (File, error)
 	return &fakeFile{f, e}, nil
 }
 
-func (f *fakeClient) CountOpen(bool) { f.opens.Add(1) }
+func (f *fakeClient) CountOpen(passthrough bool) {
+	f.opens.Add(1)
+	if passthrough {
+		f.passed.Add(1)
+	}
+}
 
 type fakeFile struct {
 	f *fakeClient
@@ -173,6 +196,7 @@ type fakeFile struct {
 }
 
 func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	f.f.reads.Add(1)
 	f.f.mu.Lock()
 	gone, stall := f.f.gone[f.e.FileID], f.f.stall
 	f.f.mu.Unlock()
@@ -197,7 +221,68 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 	return int(n), nil
 }
 
+// Descriptor gives a file in fakeClient.local, if that is set.
+func (f *fakeFile) Descriptor(ctx context.Context) (Descriptor, error) {
+	f.f.asked.Add(1)
+	if f.f.meanwhile != nil {
+		f.f.meanwhile()
+	}
+	f.f.mu.Lock()
+	dir, why, closed, silent := f.f.local, f.f.noLocal, f.f.closed, f.f.silent
+	f.f.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return nil, errs.Wrap(ctx.Err(), "open", f.e.Path)
+	}
+	if closed {
+		return nil, errs.E(errs.Unsupported, "open", f.e.Path, nil)
+	}
+	if dir == "" || why != nil {
+		return nil, errs.E(errs.NotCached, "open", f.e.Path, why)
+	}
+	return f.f.localFile(dir, f.e)
+}
+
 func (f *fakeFile) Close() error { return nil }
+
+// localFile opens the bytes of a version below dir, which are made at first.
+func (f *fakeClient) localFile(dir string, e *client.Entry) (Descriptor, error) {
+	f.making.Lock() // no one is to see a file that is written
+	defer f.making.Unlock()
+	name := filepath.Join(dir, e.FileID.String())
+	file, err := os.OpenFile(name, f.localFlags, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		b := make([]byte, f.base+e.Size+f.tail)
+		fill(b[f.base:][:e.Size], e.FileID, 0)
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			return nil, err
+		}
+		file, err = os.OpenFile(name, f.localFlags, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.descriptors.Add(1)
+	return &fakeDescriptor{file, f.base, e.Size, &f.descriptors, &f.counted}, nil
+}
+
+type fakeDescriptor struct {
+	file         *os.File
+	base, length int64
+	open         *atomic.Int64
+	counted      *atomic.Int64
+}
+
+func (d *fakeDescriptor) FD() int { return int(d.file.Fd()) }
+
+func (d *fakeDescriptor) Extent() (base, length int64) { return d.base, d.length }
+
+func (d *fakeDescriptor) Count(n int64) { d.counted.Add(n) }
+
+func (d *fakeDescriptor) Close() error {
+	d.open.Add(-1)
+	return d.file.Close()
+}
 
 // fill makes up the bytes of a file at off.
 func fill(p []byte, id block.FileID, off int64) {

@@ -3,10 +3,8 @@ package fuse
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -18,9 +16,13 @@ import (
 
 // openFile is an open descriptor of the kernel.
 type openFile struct {
-	node *node
-	file File
+	node  *node
+	file  File
+	local local
 }
+
+// close lets go of what was opened.
+func (o *openFile) close() error { return errors.Join(o.local.close(), o.file.Close()) }
 
 func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
 	n := f.table.get(in.NodeId)
@@ -45,10 +47,21 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 		}
 		return f.faults.status("open", n.path, err)
 	}
-	f.client.CountOpen(false)
-	out.Fh = f.files.add(&openFile{n, file})
-	// The pages that the kernel has of this node are those of its version.
-	out.OpenFlags = gofuse.FOPEN_KEEP_CACHE | gofuse.FOPEN_NOFLUSH
+	o := &openFile{node: n, file: file}
+	backing, why := f.pass.enter(ctx, n, file)
+	f.client.CountOpen(backing != 0)
+	f.metrics.open(backing != 0, why)
+	if out.OpenFlags = gofuse.FOPEN_NOFLUSH; backing != 0 {
+		out.OpenFlags |= gofuse.FOPEN_PASSTHROUGH
+		out.BackingID = backing
+	} else {
+		// The pages that the kernel has of this node are those of its version.
+		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
+		if why == notCached || why == noDescriptor {
+			o.local.later(time.Now())
+		}
+	}
+	out.Fh = f.files.add(o)
 	return gofuse.OK
 }
 
@@ -79,67 +92,10 @@ func (f *fsys) current(ctx context.Context, n *node) (*client.Entry, gofuse.Stat
 	default:
 		return nil, f.faults.status("open", n.path, err)
 	}
-	if f.table.refresh(e, now) != n {
+	if !f.table.stillIs(n, e, now) {
 		return nil, again
 	}
 	return e, gofuse.OK
-}
-
-func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
-	o, ok := f.files.get(in.Fh)
-	if !ok {
-		return nil, gofuse.EBADF
-	}
-	off := int64(in.Offset)
-	want := min(int64(in.Size), int64(len(buf)), o.node.size-off)
-	if want <= 0 {
-		return gofuse.ReadResultData(nil), gofuse.OK
-	}
-	ctx := f.req.context(cancel, in.Pid)
-	defer ctx.end()
-	n, err := o.file.ReadAtContext(ctx, buf[:want], off)
-	f.metrics.readBytes.Add(float64(n))
-	switch {
-	case int64(n) == want:
-		return f.replies.of(buf[:n]), gofuse.OK
-	case err == nil || errors.Is(err, io.EOF):
-		// A short answer would be the file's end to the kernel.
-		err = errs.E(errs.Internal, "read", o.node.path, io.ErrUnexpectedEOF)
-	case errs.KindOf(err) == errs.Stale:
-		f.entries.drop(o.node.path)
-	}
-	return nil, f.faults.status("read", o.node.path, err)
-}
-
-// replies are the results of reads, which are used again: a READ of the
-// kernel costs no allocation of ours.
-type replies struct{ pool sync.Pool }
-
-// reply hands bytes to the kernel that are in go-fuse's own buffer.
-type reply struct {
-	of   *replies
-	data []byte
-}
-
-func (r *replies) of(data []byte) *reply {
-	p, ok := r.pool.Get().(*reply)
-	if !ok {
-		p = &reply{of: r}
-	}
-	p.data = data
-	return p
-}
-
-// Bytes implements gofuse.ReadResult.
-func (p *reply) Bytes([]byte) ([]byte, gofuse.Status) { return p.data, gofuse.OK }
-
-// Size implements gofuse.ReadResult.
-func (p *reply) Size() int { return len(p.data) }
-
-// Done implements gofuse.ReadResult.
-func (p *reply) Done() {
-	p.data = nil
-	p.of.pool.Put(p)
 }
 
 func (f *fsys) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
@@ -147,7 +103,13 @@ func (f *fsys) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	if !ok {
 		return
 	}
-	if err := o.file.Close(); err != nil {
+	f.release(o)
+}
+
+// release lets go of an open file.
+func (f *fsys) release(o *openFile) {
+	f.pass.leave(o.node)
+	if err := o.close(); err != nil {
 		f.log.Debug("close", slog.String("path", o.node.path), slog.Any("error", err))
 	}
 }

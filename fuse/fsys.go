@@ -53,6 +53,10 @@ type fsys struct {
 	// that can go on without them; Unix time in ns.
 	silentUntil atomic.Int64
 
+	pass    *passthrough
+	backer  func(*gofuse.Server) backer
+	spliced span // the reads that are, by their lengths
+
 	req     *requests
 	files   handles[*openFile]
 	dirs    handles[*dirStream]
@@ -63,11 +67,13 @@ type fsys struct {
 }
 
 func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m *metrics, log *slog.Logger) *fsys {
+	t := newTable(root)
 	return &fsys{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		look:          l,
 		client:        c,
-		table:         newTable(root),
+		table:         t,
+		pass:          newPassthrough(t, cfg.Passthrough, log),
 		entries:       newEntryCache(int64(cfg.EntryCache)),
 		listedNodes:   cfg.ListedNodes,
 		req:           req,
@@ -75,6 +81,11 @@ func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m
 		metrics:       m,
 		log:           log,
 	}
+}
+
+// Init implements gofuse.RawFileSystem.
+func (f *fsys) Init(s *gofuse.Server) {
+	f.pass.begin(f.backer(s), s.KernelSettings().Flags64()&gofuse.CAP_PASSTHROUGH != 0)
 }
 
 func (f *fsys) String() string { return "millrace" }
@@ -267,8 +278,6 @@ func (f *fsys) end() {
 		d.close()
 	}
 	for _, o := range f.files.drain() {
-		if err := o.file.Close(); err != nil {
-			f.log.Debug("close", slog.String("path", o.node.path), slog.Any("error", err))
-		}
+		f.release(o)
 	}
 }

@@ -433,24 +433,3 @@ func TestHugeDirectory(t *testing.T) {
 	}
 	f.ReleaseDir(&gofuse.ReleaseIn{Fh: od.Fh})
 }
-
-// TestReadsAllocateNothing is about what a READ costs in the mount itself.
-// The race detector makes pools forget some of what they are given.
-func TestReadsAllocateNothing(t *testing.T) {
-	c := newFake(time.Hour)
-	c.put("/x", 1<<20, "v1")
-	f := newTestFsys(t, c)
-	x, _ := f.lookup(t, rootID, "x")
-	o, _ := f.open(x.NodeId, os.O_RDONLY)
-	in, buf := &gofuse.ReadIn{Fh: o.Fh, Size: 4096}, make([]byte, 4096)
-	n := testing.AllocsPerRun(500, func() {
-		res, st := f.Read(nil, in, buf)
-		if st != gofuse.OK || res.Size() != 4096 {
-			t.Fatal(st)
-		}
-		res.Done()
-	})
-	if n >= 3 {
-		t.Errorf("%v allocations for each READ", n)
-	}
-}

@@ -53,6 +53,8 @@ func helper(mode, name string) error {
 		}
 		fmt.Printf("%x", sha256.Sum256(b))
 		return unix.Munmap(b)
+	case "mapped": // map a file and close it; its hash when stdin ends
+		return hashLater(name)
 	case "mount": // serve a mount until killed
 		c := newFake(time.Hour)
 		sampleTree(c, 10)
@@ -65,6 +67,8 @@ func helper(mode, name string) error {
 			fmt.Println("ready")
 		}()
 		return m.Run(context.Background())
+	case "direct": // read a file b.N times by requests of one size: name, size, N
+		return readDirect(name, os.Args[2], os.Args[3])
 	case "hold": // keep a file open until stdin ends
 		f, err := os.Open(name)
 		if err != nil {
@@ -79,8 +83,35 @@ func helper(mode, name string) error {
 	}
 }
 
+func hashLater(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(info.Size()), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	fmt.Print(" ")
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	fmt.Printf("%x", sha256.Sum256(b))
+	return unix.Munmap(b)
+}
+
+// copyPath is a change of the configuration.
+func copyPath(c *Config) { c.Passthrough = PassthroughOff }
+
 // helperCmd prepares the test binary as a helper.
-func helperCmd(t *testing.T, mode, name string) *exec.Cmd {
+func helperCmd(t testing.TB, mode, name string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -150,7 +181,13 @@ func (m *mounted) wait(t *testing.T) error {
 
 // start runs a mount on dir, or on a fresh directory if that is empty.
 // Whatever the test does, no mount is left.
-func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted {
+func start(t testing.TB, c Client, dir string, change ...func(*Config)) *mounted {
+	t.Helper()
+	return startMount(t, c, dir, func(*Mount) {}, change...)
+}
+
+// startMount is start with a change of what no configuration says.
+func startMount(t testing.TB, c Client, dir string, prepare func(*Mount), change ...func(*Config)) *mounted {
 	t.Helper()
 	testenv.Require(t, testenv.Fuse, testenv.Root)
 	if dir == "" {
@@ -168,6 +205,7 @@ func start(t *testing.T, c Client, dir string, change ...func(*Config)) *mounted
 	if err != nil {
 		t.Fatal(err)
 	}
+	prepare(mount)
 	ctx, stop := context.WithCancel(t.Context())
 	m := &mounted{dir: dir, stop: stop, done: make(chan error, 1), reg: reg}
 	go func() { m.done <- mount.Run(ctx) }()

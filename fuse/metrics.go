@@ -5,16 +5,38 @@ import "github.com/prometheus/client_golang/prometheus"
 // metrics are what a mount counts.
 type metrics struct {
 	readBytes prometheus.Counter
+	passed    prometheus.Counter
+	copied    map[reason]prometheus.Counter // constant
 	all       []prometheus.Collector
 }
 
 func newMetrics() *metrics {
-	m := &metrics{readBytes: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "millrace_fuse_read_bytes_total",
-		Help: "File bytes given to the kernel.",
-	})}
-	m.all = []prometheus.Collector{m.readBytes}
+	opens := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_fuse_opens_total",
+		Help: "Opened files, by how they are read (passthrough or copy) and why so.",
+	}, []string{"mode", "reason"})
+	m := &metrics{
+		readBytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_fuse_read_bytes_total",
+			Help: "File bytes given to the kernel; it does not tell what it reads by passthrough.",
+		}),
+		passed: opens.WithLabelValues("passthrough", string(passedOn)),
+		copied: make(map[reason]prometheus.Counter),
+	}
+	for _, r := range reasons() {
+		m.copied[r] = opens.WithLabelValues("copy", string(r))
+	}
+	m.all = []prometheus.Collector{m.readBytes, opens}
 	return m
+}
+
+// open counts an opened file.
+func (m *metrics) open(passthrough bool, why reason) {
+	if passthrough {
+		m.passed.Inc()
+		return
+	}
+	m.copied[why].Inc()
 }
 
 // watch adds gauges of what fs holds.

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"path"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,7 @@ type node struct {
 	// Guarded by the shard's lock.
 	lookups uint64 // references that the kernel holds
 	checked int64  // when the master was asked about this version last, Unix ns
+	opening *opening
 }
 
 func (n *node) is(e *client.Entry) bool { return n.dir == e.Dir && n.fileID == e.FileID }
@@ -89,6 +91,9 @@ func (t *table) shard(path string) (index uint64, s *tableShard) {
 	return index, &t.shards[index]
 }
 
+// shardOf returns the shard of a node.
+func (t *table) shardOf(n *node) *tableShard { return &t.shards[n.id%tableShards] }
+
 // inode returns the inode number of a path: a hash, so that it is the same on
 // every host and in every run. 0, 1 and 2^64-1 have other meanings.
 func inode(path string) uint64 {
@@ -140,6 +145,13 @@ func (t *table) refresh(e *client.Entry, asked time.Time) *node {
 	return s.update(e, asked)
 }
 
+// stillIs is refresh, and reports whether n is a node of that version. It need
+// not be the path's current one, which may be of another mode.
+func (t *table) stillIs(n *node, e *client.Entry, asked time.Time) bool {
+	now := t.refresh(e, asked)
+	return now == n || !n.superseded.Load() && n.is(e) && (now == nil || now.is(e))
+}
+
 // update finds the current node of e's path and brings it up to date. It
 // returns nil if there is none of e's version; one of another version is
 // superseded from then on. The caller holds the lock.
@@ -160,6 +172,33 @@ func (s *tableShard) update(e *client.Entry, asked time.Time) *node {
 		delete(s.byPath, n.path)
 		return nil
 	}
+}
+
+// detach makes a node the current one of its path no more: the next lookup
+// makes another. It reports false if it was not.
+func (t *table) detach(n *node) bool {
+	s := t.shardOf(n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byPath[n.path] != n {
+		return false
+	}
+	delete(s.byPath, n.path)
+	return true
+}
+
+// parentOf returns the directory of a node, if the kernel refers to it, and
+// the node's name there.
+func (t *table) parentOf(n *node) (id uint64, name string, ok bool) {
+	dir := path.Dir(n.path)
+	_, s := t.shard(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	parent := s.byPath[dir]
+	if parent == nil {
+		return 0, "", false
+	}
+	return parent.id, path.Base(n.path), true
 }
 
 // forget takes back references that the kernel gave up.

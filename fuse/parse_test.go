@@ -68,22 +68,24 @@ func TestFaultLog(t *testing.T) {
 }
 
 func TestParseOptions(t *testing.T) {
-	got, err := ParseOptions(DefaultConfig(), "allow_other,uid=7, gid=8 ,umask=077,ro,nonempty,,")
+	got, err := ParseOptions(DefaultConfig(), "allow_other,uid=7, gid=8 ,umask=077,ro,nonempty,passthrough=off,read_ahead=4MiB,,")
 	want := DefaultConfig()
-	want.AllowOther, want.NonEmpty, want.UID, want.GID, want.Umask = true, true, 7, 8, "077"
+	want.AllowOther, want.NonEmpty, want.UID, want.GID, want.Umask, want.Passthrough, want.ReadAhead = true, true, 7, 8, "077", PassthroughOff, 4<<20
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	for options, names := range map[string][]string{
-		"passthrough=auto,no_open,allow_other": {"passthrough", "no_open"},
-		"rw":                                   {"rw", "read-only"},
-		"uid=":                                 {"uid"},
-		"uid=root":                             {"uid=root"},
-		"uid=4294967295":                       {"uid=4294967295"},
-		"gid=-1":                               {"gid=-1"},
-		"umask=8":                              {"umask"},
-		"umask=1000":                           {"umask"},
-		"allow_other=yes":                      {"allow_other"},
+		"no_open,allow_other": {"no_open"},
+		"passthrough=on":      {"passthrough=on", "auto or off"},
+		"rw":                  {"rw", "read-only"},
+		"uid=":                {"uid"},
+		"uid=root":            {"uid=root"},
+		"uid=4294967295":      {"uid=4294967295"},
+		"gid=-1":              {"gid=-1"},
+		"umask=8":             {"umask"},
+		"read_ahead=much":     {"read_ahead"},
+		"umask=1000":          {"umask"},
+		"allow_other=yes":     {"allow_other"},
 	} {
 		_, err := ParseOptions(DefaultConfig(), options)
 		if err == nil {
@@ -105,7 +107,7 @@ func TestConfigValidate(t *testing.T) {
 	}
 	bad := Config{UID: -2, GID: 1 << 40, Umask: "9", UnmountTimeout: -1}
 	err := bad.Validate()
-	for _, field := range []string{"uid", "gid", "umask", "read_ahead", "max_background", "unmount_timeout"} {
+	for _, field := range []string{"uid", "gid", "umask", "passthrough", "read_ahead", "max_background", "unmount_timeout"} {
 		if err == nil || !strings.Contains(err.Error(), "fuse."+field+":") {
 			t.Errorf("error does not name %s: %v", field, err)
 		}

@@ -91,7 +91,7 @@ func (f *fsys) restat(ctx context.Context, n *node, o client.StatOptions) (*clie
 	if err != nil {
 		return nil, err
 	}
-	if f.table.refresh(e, asked) != n {
+	if !f.table.stillIs(n, e, asked) {
 		return nil, errs.E(errs.Stale, "stat", n.path, nil)
 	}
 	return e, nil

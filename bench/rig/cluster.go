@@ -30,13 +30,16 @@ type Cluster struct {
 
 // ClusterConfig says what to run.
 type ClusterConfig struct {
-	Binary     string   // bin/millrace
-	URI        string   // of the under-store
-	MountPoint string   // empty: no FUSE mount
-	DataDir    string   // made if it is missing
-	CacheSize  string   // as --cache has it; empty: the default
-	Env        []string // added to this process's environment
-	Stderr     io.Writer
+	Binary     string // bin/millrace
+	URI        string // of the under-store
+	MountPoint string // empty: no FUSE mount
+	// MountOptions are as --mount-opt has them.
+	MountOptions string
+	DataDir      string   // made if it is missing
+	CacheSize    string   // as --cache has it; empty: the default
+	CacheDir     string   // empty: below DataDir
+	Env          []string // added to this process's environment
+	Stderr       io.Writer
 }
 
 // StartCluster runs `millrace up` and returns when reads work.
@@ -45,10 +48,16 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 	if cfg.MountPoint != "" {
 		args = append(args, cfg.MountPoint)
 	}
-	// A memory tier would stay behind.
+	// A memory tier in /dev/shm would stay behind.
 	args = append(args, "--data-dir", cfg.DataDir, "--memory", "0", "--random-ports", "--log-level", "warn")
+	if cfg.MountOptions != "" {
+		args = append(args, "--mount-opt", cfg.MountOptions)
+	}
+	if cfg.CacheDir == "" {
+		cfg.CacheDir = filepath.Join(cfg.DataDir, "cache")
+	}
 	if cfg.CacheSize != "" {
-		args = append(args, "--cache", filepath.Join(cfg.DataDir, "cache")+":"+cfg.CacheSize)
+		args = append(args, "--cache", cfg.CacheDir+":"+cfg.CacheSize)
 	}
 	cmd := exec.Command(cfg.Binary, args...) //nolint:noctx // our own binary; ended by Stop, not by a context
 	cmd.Env = append(os.Environ(), cfg.Env...)

@@ -41,6 +41,21 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(user+kernel) * clockTick, nil
 }
 
+// PeakRSS returns the most memory that a process held so far, in bytes.
+func PeakRSS(pid int) (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if kb, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, err := strconv.ParseInt(strings.Fields(kb)[0], 10, 64)
+			return n << 10, err
+		}
+	}
+	return 0, fmt.Errorf("no VmHWM in /proc/%d/status", pid)
+}
+
 // SelfCPU returns the CPU time that this process has used so far.
 func SelfCPU() time.Duration {
 	var u syscall.Rusage

@@ -1,0 +1,165 @@
+package fuse
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"millrace/internal/errs"
+)
+
+// localAgain is how long a file that was not wholly here is read through the
+// client before its descriptor is asked for again.
+const localAgain = time.Second
+
+// span is a range of lengths in bytes, both ends included.
+type span struct{ from, to int64 }
+
+func (s span) has(n int64) bool { return n >= s.from && n <= s.to }
+
+func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+	o, ok := f.files.get(in.Fh)
+	if !ok {
+		return nil, gofuse.EBADF
+	}
+	off := int64(in.Offset)
+	want := min(int64(in.Size), int64(len(buf)), o.node.size-off)
+	if want <= 0 {
+		return gofuse.ReadResultData(nil), gofuse.OK
+	}
+	// What is on this host waits for nobody, and needs no context.
+	if res := f.readLocal(o, o.local.now(), buf[:want], off); res != nil {
+		return res, gofuse.OK
+	}
+	ctx := f.req.context(cancel, in.Pid)
+	defer ctx.end()
+	if res := f.readLocal(o, o.local.seek(ctx, o), buf[:want], off); res != nil {
+		return res, gofuse.OK
+	}
+	b, status := f.readAt(ctx, o, buf[:want], off)
+	if status != gofuse.OK {
+		return nil, status
+	}
+	f.metrics.readBytes.Add(float64(want))
+	return f.replies.of(b), gofuse.OK
+}
+
+// readLocal answers with what the local file d has, or with nil if there is
+// none or it fails.
+func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofuse.ReadResult {
+	if d == nil {
+		return nil
+	}
+	want := int64(len(buf))
+	var res gofuse.ReadResult
+	if f.spliced.has(want) && !o.local.copied.Load() {
+		res = f.replies.ofFile(f, o, d, off, want)
+	} else {
+		base, _ := d.Extent()
+		if !preadFull(d.FD(), buf, base+off) {
+			o.local.distrust()
+			return nil
+		}
+		res = f.replies.of(buf)
+	}
+	d.Count(want)
+	f.metrics.readBytes.Add(float64(want))
+	return res
+}
+
+// readAt fills p through the client.
+func (f *fsys) readAt(ctx context.Context, o *openFile, p []byte, off int64) ([]byte, gofuse.Status) {
+	n, err := o.file.ReadAtContext(ctx, p, off)
+	switch {
+	case n == len(p):
+		return p, gofuse.OK
+	case err == nil || errors.Is(err, io.EOF):
+		// A short answer would be the file's end to the kernel.
+		err = errs.E(errs.Internal, "read", o.node.path, io.ErrUnexpectedEOF)
+	case errs.KindOf(err) == errs.Stale:
+		f.entries.drop(o.node.path)
+	}
+	return nil, f.faults.status("read", o.node.path, err)
+}
+
+// preadFull reports whether p was filled from the local file.
+func preadFull(fd int, p []byte, off int64) bool {
+	for len(p) > 0 {
+		n, err := unix.Pread(fd, p, off)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil || n == 0:
+			return false
+		default:
+			p, off = p[n:], off+int64(n)
+		}
+	}
+	return true
+}
+
+// local is the descriptor that an open file is read by, from when the file is
+// wholly on this host.
+type local struct {
+	held    atomic.Pointer[Descriptor]
+	copied  atomic.Bool  // splicing failed once
+	useless atomic.Bool  // reading failed once: the client may do better
+	ask     atomic.Int64 // not before that, in Unix ns
+}
+
+// now returns the local file that there is, nil if there is none.
+func (l *local) now() Descriptor {
+	if d := l.held.Load(); d != nil && !l.useless.Load() {
+		return *d
+	}
+	return nil
+}
+
+// seek asks for the local file; nil if there is none, or if it was asked for a
+// moment ago: the reads beside the one that asks do not wait.
+func (l *local) seek(ctx context.Context, o *openFile) Descriptor {
+	if l.useless.Load() {
+		return nil
+	}
+	if !l.later(time.Now()) {
+		return nil
+	}
+	d, err := o.file.Descriptor(ctx)
+	if err != nil {
+		return nil // it is not here: the client knows where it is
+	}
+	if !holds(d, o.node.size) || !l.held.CompareAndSwap(nil, &d) {
+		_ = d.Close() // nothing was written
+		return nil
+	}
+	return d
+}
+
+// later puts off the next question, and reports whether it was time for one.
+func (l *local) later(now time.Time) bool {
+	ask := l.ask.Load()
+	return now.UnixNano() >= ask && l.ask.CompareAndSwap(ask, now.Add(localAgain).UnixNano())
+}
+
+// holds reports whether the local file has all bytes of a version: a short
+// one would be read as the file's end.
+func holds(d Descriptor, size int64) bool {
+	base, length := d.Extent()
+	var st unix.Stat_t
+	return length == size && unix.Fstat(d.FD(), &st) == nil && st.Size >= base+length
+}
+
+// distrust has the open file read through the client from now on. The
+// descriptor stays open, for others may be reading by it.
+func (l *local) distrust() { l.useless.Store(true) }
+
+func (l *local) close() error {
+	if d := l.held.Swap(nil); d != nil {
+		return (*d).Close()
+	}
+	return nil
+}
