@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"syscall"
 	"testing"
+	"time"
 
 	"millrace/api"
+	"millrace/ufs"
 )
 
 // benchDirs directories of benchFiles files each are what the benchmarks look
@@ -104,6 +107,35 @@ func BenchmarkStat(b *testing.B) {
 		}
 		took.report(b, b.N, "op")
 	})
+}
+
+// BenchmarkMetadataMemory states what a file of a listing takes in the
+// metadata cache.
+func BenchmarkMetadataMemory(b *testing.B) {
+	const files = 50_000
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for b.Loop() {
+		before := heap()
+		children := make([]ufs.Info, files)
+		for i := range children {
+			children[i] = ufs.Info{
+				Path: fmt.Sprintf("dataset/part-00042/image-%08d.jpeg", i), Type: ufs.File, Size: 100 << 10,
+				MTime: time.Unix(1_700_000_000, 0), Tag: fmt.Sprintf("%032x", i),
+			}
+		}
+		c := newMetaCache(1<<40, time.Now)
+		c.putListing(1, "dataset/part-00042", children, time.Time{}, time.Now().Add(time.Minute))
+		b.ReportMetric(float64(heap()-before)/files, "B/file")
+		_, accounted := c.size()
+		b.ReportMetric(float64(accounted)/files, "accounted-B/file")
+		runtime.KeepAlive(c)
+	}
 }
 
 // BenchmarkList is one entry of a listing with tickets; a "cached" one is of a

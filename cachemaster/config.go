@@ -60,6 +60,9 @@ type Config struct {
 	// NeverTTL is for how long clients use metadata of under-store mounts
 	// with freshness "never" without asking again.
 	NeverTTL size.Duration `toml:"never_ttl"`
+	// MissingTTL bounds for how long the answer that nothing is at a path is
+	// used, whatever the freshness: data that never changes is added to.
+	MissingTTL size.Duration `toml:"missing_ttl"`
 	// TicketTTL is how long a ticket is valid.
 	TicketTTL size.Duration `toml:"ticket_ttl"`
 	// MetadataCacheBytes bounds the memory of the metadata cache.
@@ -133,6 +136,7 @@ func DefaultConfig() Config {
 		BlockSize:              size.Bytes(block.DefaultBlockSize),
 		FreshnessTTL:           size.Duration(time.Minute),
 		NeverTTL:               size.Duration(time.Hour),
+		MissingTTL:             size.Duration(time.Minute),
 		TicketTTL:              size.Duration(time.Hour),
 		MetadataCacheBytes:     256 * size.MiB,
 		MaxListingEntries:      100_000,
@@ -172,6 +176,7 @@ func (c Config) Validate() error {
 		{"suspect_after", c.SuspectAfter},
 		{"freshness_ttl", c.FreshnessTTL},
 		{"never_ttl", c.NeverTTL},
+		{"missing_ttl", c.MissingTTL},
 		{"ticket_ttl", c.TicketTTL},
 		{"ufs_timeout", c.UFSTimeout},
 		{"probe_timeout", c.ProbeTimeout},

@@ -16,6 +16,7 @@ import (
 type listing struct {
 	bound   int
 	expires time.Time // of the answer, should it be kept
+	absence time.Time // and of what it lacks
 
 	mu      sync.Mutex
 	items   []ufs.Info // from number base on
@@ -39,8 +40,8 @@ type listingReader struct {
 // errEnough ends a listing of which nobody wants more.
 var errEnough = errors.New("nobody wants more of the listing")
 
-func newListing(bound int, expires time.Time) *listing {
-	return &listing{bound: bound, expires: expires, readers: make(map[*listingReader]struct{}), wake: make(chan struct{})}
+func newListing(bound int, expires, absence time.Time) *listing {
+	return &listing{bound: bound, expires: expires, absence: absence, readers: make(map[*listingReader]struct{}), wake: make(chan struct{})}
 }
 
 // join admits a caller that wants so many items, or all for 0; false if it

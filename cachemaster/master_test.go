@@ -37,6 +37,8 @@ type memStore struct {
 	order    []string          // the paths, sorted; nil after a change
 	stats    int
 	lists    int
+	opens    int
+	closes   int
 	pages    int           // of listings: requests to a server that gives 1,000 entries at a time
 	fail     error         // of every request
 	failList error         // of every listing
@@ -200,7 +202,19 @@ func (s *memStore) Read(context.Context, ufs.Object, block.Extent) (io.ReadClose
 	return nil, errs.E(errs.Unsupported, "read", "", nil)
 }
 
-func (s *memStore) Close() error { return nil }
+func (s *memStore) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closes++
+	return nil
+}
+
+// handles returns how often the store was opened and closed.
+func (s *memStore) handles() (opens, closes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opens, s.closes
+}
 
 // registry makes under-stores of the scheme "mem", by the rest of their URI.
 func registry(stores map[string]*memStore) ufs.Registry {
@@ -212,6 +226,9 @@ func registry(stores map[string]*memStore) ufs.Registry {
 		if !ok {
 			return nil, errs.E(errs.NotFound, "open under-store", cfg.URI, errors.New("no such bucket"))
 		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.opens++
 		return s, nil
 	}}
 }

@@ -1,7 +1,10 @@
 package cachemaster
 
 import (
+	"cmp"
 	"path"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,7 +18,7 @@ import (
 // structs, the map and list nodes, rounded up.
 const (
 	metaEntryCost   = 256
-	metaListingCost = 160 // for each child of a listing
+	metaListingCost = 104 // for each child of a listing
 )
 
 // metaKey names what is cached: a look at a path, or the listing of it.
@@ -34,8 +37,9 @@ type metaEntry struct {
 	info  ufs.Info // of a stat that found something
 
 	children []ufs.Info // of a listing
-	byName   map[string]int
-	part     bool // of a listing that may lack children
+	byPath   []int32    // the indexes of children in byte order of the path
+	part     bool       // of a listing that may lack children
+	absence  time.Time  // until when a listing tells what is not there
 }
 
 func (e *metaEntry) freshAt(now time.Time) bool { return e.expires.IsZero() || now.Before(e.expires) }
@@ -102,19 +106,19 @@ func (c *metaCache) stat(mount uint64, p string) (answer statAnswer, ok bool) {
 		}
 		return statAnswer{info: e.info, expires: e.expires}, true
 	}
-	dir, name := splitPath(p)
+	dir, _ := splitPath(p)
 	above, known := c.fresh(metaKey{mount: mount, path: dir, list: true})
 	if known {
-		if i, ok := above.byName[name]; ok {
-			return statAnswer{info: above.children[i], expires: above.expires}, true
+		if child := above.child(p); child != nil {
+			return statAnswer{info: *child, expires: above.expires}, true
 		}
 	}
 	// Of a part nobody knows whether its directory is a file too.
 	if e, ok := c.fresh(metaKey{mount: mount, path: p, list: true}); ok && !e.part {
 		return statAnswer{info: ufs.Info{Path: p, Type: ufs.Dir}, expires: e.expires}, true
 	}
-	if known && !above.part {
-		return statAnswer{expires: above.expires, err: notThere(p)}, true
+	if known && !above.part && c.now().Before(above.absence) {
+		return statAnswer{expires: above.absence, err: notThere(p)}, true
 	}
 	return statAnswer{}, false
 }
@@ -143,23 +147,27 @@ func (c *metaCache) putStat(mount uint64, p string, info ufs.Info, found bool, e
 func (c *metaCache) correct(mount uint64, p string, info ufs.Info, found bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	dir, name := splitPath(p)
+	dir, _ := splitPath(p)
 	k := metaKey{mount: mount, path: dir, list: true}
 	above, ok := c.lru.Peek(k)
 	if !ok {
 		return
 	}
-	i, listed := above.byName[name]
+	child := above.child(p)
 	switch {
-	case !listed && (!found || above.part):
-	case listed && found && above.children[i].Type == info.Type && above.children[i].Tag == info.Tag && above.children[i].Size == info.Size:
+	case child == nil && (!found || above.part):
+	case child != nil && found && child.Type == info.Type && child.Tag == info.Tag && child.Size == info.Size:
 	default:
 		c.lru.Remove(k)
 	}
 }
 
-func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires time.Time) {
-	c.put(metaKey{mount: mount, path: dir, list: true}, newListingEntry(dir, children, expires))
+// putListing keeps all children of a directory; absence is until when it is
+// known that there are no others.
+func (c *metaCache) putListing(mount uint64, dir string, children []ufs.Info, expires, absence time.Time) {
+	e := newListingEntry(dir, children, expires)
+	e.absence = absence
+	c.put(metaKey{mount: mount, path: dir, list: true}, e)
 }
 
 // putPart keeps children of a directory that may have more. It does not take
@@ -172,17 +180,27 @@ func (c *metaCache) putPart(mount uint64, dir string, children []ufs.Info, expir
 
 func newListingEntry(dir string, children []ufs.Info, expires time.Time) *metaEntry {
 	e := &metaEntry{
-		expires: expires, children: children, byName: make(map[string]int, len(children)),
+		expires: expires, children: children, byPath: make([]int32, len(children)),
 		bytes: int64(metaEntryCost + len(dir)),
 	}
 	for i := range children {
-		_, name := splitPath(children[i].Path)
-		if _, ok := e.byName[name]; !ok { // a file, if it is a directory too
-			e.byName[name] = i
-		}
+		e.byPath[i] = int32(i)
 		e.bytes += int64(metaListingCost + len(children[i].Path) + len(children[i].Tag))
 	}
+	slices.SortFunc(e.byPath, func(a, b int32) int {
+		return cmp.Or(strings.Compare(children[a].Path, children[b].Path), cmp.Compare(a, b))
+	})
 	return e
+}
+
+// child returns the child of a listing with that path: the file, if it is a
+// directory too, since that comes first. It is nil if there is none.
+func (e *metaEntry) child(p string) *ufs.Info {
+	i, ok := slices.BinarySearchFunc(e.byPath, p, func(i int32, p string) int { return strings.Compare(e.children[i].Path, p) })
+	if !ok {
+		return nil
+	}
+	return &e.children[e.byPath[i]]
 }
 
 func (c *metaCache) put(k metaKey, e *metaEntry) {

@@ -154,6 +154,16 @@ func (n *namespace) freshness(m fsm.Mount) (expires time.Time, keep bool) {
 	return n.now().Add(time.Duration(m.TTLMillis) * time.Millisecond), true
 }
 
+// absence returns the moment at which the answer that something is not there,
+// asked for now, ends to be fresh; expires is when others do.
+func (n *namespace) absence(expires time.Time) time.Time {
+	bound := n.now().Add(n.cfg.MissingTTL.Std())
+	if expires.IsZero() || bound.Before(expires) {
+		return bound
+	}
+	return expires
+}
+
 // valid returns for how long an answer may be used from now on.
 func (n *namespace) valid(expires time.Time) time.Duration {
 	if expires.IsZero() {
@@ -245,6 +255,7 @@ func (n *namespace) lookup(ctx context.Context, index uint64, m fsm.Mount, rel s
 	}
 	defer n.looking.Release(1)
 	expires, keep := n.freshness(m)
+	absence := n.absence(expires)
 	store, release, err := n.stores.use(ctx, m)
 	if err != nil {
 		return statAnswer{err: err}
@@ -252,6 +263,9 @@ func (n *namespace) lookup(ctx context.Context, index uint64, m fsm.Mount, rel s
 	defer release()
 	info, err := store.Stat(ctx, rel)
 	found := err == nil
+	if !found {
+		expires = absence
+	}
 	if keep && (found || errors.Is(err, errs.NotFound)) && n.unchanged(m, index) {
 		n.cache.putStat(m.ID, rel, info, found, expires)
 		n.cache.correct(m.ID, rel, info, found)

@@ -219,7 +219,7 @@ func TestMissing(t *testing.T) {
 	stat := func(p string) (*api.StatReply, error) {
 		return c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte(p), WithTicket: true, WithCached: true})
 	}
-	for p, want := range map[string]int64{"/ttl/no": 10_000, "/never/no/no": 3_600_000, "/always/no": 0, "/ttl/d/a/no": 10_000} {
+	for p, want := range map[string]int64{"/ttl/no": 10_000, "/never/no/no": 60_000, "/always/no": 0, "/ttl/d/a/no": 10_000} {
 		r, err := stat(p)
 		if err != nil || r.GetEntry() != nil || r.GetAppliedIndex() == 0 {
 			t.Errorf("stat %s = %v, %v", p, r, err)
@@ -244,6 +244,35 @@ func TestMissing(t *testing.T) {
 	wantKind(t, "where the under-store refuses", err, errs.Permission)
 	_, err = c.ns.Locate(t.Context(), &api.LocateRequest{Path: []byte("/always/no")})
 	wantKind(t, "locate", err, errs.NotFound)
+}
+
+// TestMissingIsBounded adds files where freshness says that nothing changes:
+// that they are missing is not believed for as long as the rest.
+func TestMissingIsBounded(t *testing.T) {
+	t.Parallel()
+	for name, learn := range map[string]func(c *cluster) error{
+		"from a look": func(c *cluster) error {
+			_, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte("/d/new")})
+			return err
+		},
+		"from a listing": func(c *cluster) error { _, err := c.list(t, &api.ListRequest{Path: []byte("/d")}); return err },
+	} {
+		s := newMemStore(map[string]string{"d/old": "1"})
+		c := start(t, t.TempDir(), map[string]*memStore{"s": s}, testConfig())
+		c.mount(t, "/", "mem://s", map[string]string{"freshness": "never"})
+		if err := learn(c); err != nil {
+			t.Fatal(err)
+		}
+		s.set("d/new", "here")
+		c.clock.advance(59 * time.Second)
+		if r, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte("/d/new")}); err != nil || r.GetEntry() != nil || r.GetValidMs() > 1000 {
+			t.Errorf("%s, before its end: %v, %v", name, r, err)
+		}
+		c.clock.advance(2 * time.Second)
+		if r, err := c.ns.Stat(t.Context(), &api.StatRequest{Path: []byte("/d/new")}); err != nil || r.GetEntry().GetSize() != 4 {
+			t.Errorf("%s, after its end: %v, %v", name, r, err)
+		}
+	}
 }
 
 // TestFillIsDiscarded removes a mount and binds another under-store in its

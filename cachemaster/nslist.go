@@ -114,13 +114,13 @@ func (n *namespace) joinListing(ctx context.Context, index uint64, m fsm.Mount, 
 		}
 	}
 	expires, keep := n.freshness(m)
-	l := newListing(n.cfg.MaxListingEntries, expires)
+	l := newListing(n.cfg.MaxListingEntries, expires, n.absence(expires))
 	r, _ := l.join(most)
 	cancel, err := n.detached.start(ctx, 0, func(ctx context.Context) {
 		err := n.collect(ctx, l, m, rel)
 		// Kept before its callers learn of the end, who may ask the cache.
 		if all, ok := l.whole(err); ok && keep && n.unchanged(m, index) {
-			n.cache.putListing(m.ID, rel, all, expires)
+			n.cache.putListing(m.ID, rel, all, expires, l.absence)
 		}
 		l.end(err)
 		n.listMu.Lock()

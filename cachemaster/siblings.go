@@ -126,7 +126,7 @@ func (n *namespace) listAhead(ctx context.Context, index uint64, m fsm.Mount, ke
 	if err != nil {
 		return nil
 	}
-	p := newPass(r.l.expires)
+	p := newPass(r.l)
 	_, err = n.detached.start(ctx, n.cfg.UFSTimeout.Std(), func(ctx context.Context) {
 		defer r.leave()
 		err := p.follow(ctx, r)
@@ -152,6 +152,7 @@ func (n *namespace) listAheadEntries() int {
 // for concurrent use.
 type pass struct {
 	expires time.Time
+	absence time.Time // as of listing
 
 	all []ufs.Info // what came so far; of the follower alone until the end
 
@@ -167,8 +168,8 @@ type passAnswer struct {
 	ok     bool
 }
 
-func newPass(expires time.Time) *pass {
-	return &pass{expires: expires, seen: make(map[string]int), waiting: make(map[string][]chan passAnswer)}
+func newPass(l *listing) *pass {
+	return &pass{expires: l.expires, absence: l.absence, seen: make(map[string]int), waiting: make(map[string][]chan passAnswer)}
 }
 
 // follow reads the listing to its end and answers whom it can.
@@ -214,7 +215,7 @@ func (p *pass) missing(name string) passAnswer {
 	if !p.complete {
 		return passAnswer{}
 	}
-	return passAnswer{statAnswer{expires: p.expires, err: notThere(name)}, true}
+	return passAnswer{statAnswer{expires: p.absence, err: notThere(name)}, true}
 }
 
 // wait returns the listing's answer about a name; false if it has none, or

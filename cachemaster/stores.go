@@ -37,6 +37,20 @@ func (s *stores) dial(ctx context.Context, uri string, options map[string]string
 	return s.registry.Open(ctx, ufs.Config{URI: uri, Options: options, Observer: s.observer})
 }
 
+// adopt takes over a store that dial opened, as that of the mount that it
+// became. One that is not needed is closed.
+func (s *stores) adopt(st func() *fsm.State, id uint64, store ufs.Store) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// A removal that comes later finds the store in the table.
+	_, bound := st().MountByID(id)
+	if s.closed || !bound || s.open[id] != nil {
+		s.closeIdle(&openStore{store: store, gone: true})
+		return
+	}
+	s.open[id] = &openStore{store: store}
+}
+
 // use returns the store of m. release must be called when its use has ended.
 func (s *stores) use(ctx context.Context, m fsm.Mount) (_ ufs.Store, release func(), err error) {
 	s.mu.Lock()

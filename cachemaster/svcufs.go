@@ -41,33 +41,43 @@ func (s *ufsService) AddUFS(ctx context.Context, r *api.AddUFSRequest) (*api.Add
 		}
 		return &api.AddUFSReply{Mount: mountProto(m)}, nil
 	}
-	if err := s.m.probe(ctx, c); err != nil {
+	store, err := s.m.probe(ctx, c)
+	if err != nil {
 		return nil, err
 	}
 	result, err := s.m.raft.apply(ctx, fsm.Command{Key: r.GetIdempotencyKey(), AddUFS: c})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, store.Close())
 	}
+	s.m.ns.stores.adopt(s.m.store.State, result.Mount.ID, store)
 	return &api.AddUFSReply{Mount: mountProto(result.Mount)}, nil
 }
 
-// probe looks at an under-store before it is added.
-func (m *Master) probe(ctx context.Context, c *fsm.AddUFS) (err error) {
+// probe opens an under-store that is to be added, and looks at it. The caller
+// closes it.
+func (m *Master) probe(ctx context.Context, c *fsm.AddUFS) (ufs.Store, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.ProbeTimeout.Std())
 	defer cancel()
 	store, err := m.ns.stores.dial(ctx, c.URI, c.Options)
 	if err != nil {
-		return errs.Wrap(err, "add under-store", string(c.Path))
+		return nil, errs.Wrap(err, "add under-store", string(c.Path))
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := answers(ctx, store, c.URI); err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return store, nil
+}
+
+// answers returns nil if an under-store can be listed.
+func answers(ctx context.Context, store ufs.Store, uri string) error {
 	for _, err := range store.List(ctx, "", ufs.ListOptions{}) {
 		if err != nil {
-			return errs.Wrap(err, "look at under-store", c.URI)
+			return errs.Wrap(err, "look at under-store", uri)
 		}
 		break // it is there; the first entry says so
 	}
 	if ctx.Err() != nil {
-		return errs.Wrap(ctx.Err(), "look at under-store", c.URI)
+		return errs.Wrap(ctx.Err(), "look at under-store", uri)
 	}
 	return nil
 }

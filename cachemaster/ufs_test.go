@@ -67,6 +67,45 @@ func TestAddUFS(t *testing.T) {
 	}
 }
 
+// TestStoreIsOpenedOnce counts the opens of an under-store that is added, used
+// and removed, and of one that is refused.
+func TestStoreIsOpenedOnce(t *testing.T) {
+	t.Parallel()
+	s, broken := newMemStore(map[string]string{"f": "1"}), newMemStore(nil)
+	broken.fail = errs.E(errs.Permission, "list", "", nil)
+	c := start(t, t.TempDir(), map[string]*memStore{"s": s, "broken": broken}, testConfig())
+	handles := func(what string, s *memStore, opens, closes int) {
+		t.Helper()
+		if o, cl := s.handles(); o != opens || cl != closes {
+			t.Errorf("%s: opened %d times and closed %d times, want %d and %d", what, o, cl, opens, closes)
+		}
+	}
+	c.mount(t, "/m", "mem://s", nil)
+	if _, err := c.stat(t, "/m/f"); err != nil {
+		t.Fatal(err)
+	}
+	handles("added and used", s, 1, 0)
+	c.mount(t, "/m", "mem://s", nil)
+	handles("added again", s, 1, 0)
+	if _, err := c.ufs.RemoveUFS(t.Context(), &api.RemoveUFSRequest{Path: []byte("/m")}); err != nil {
+		t.Fatal(err)
+	}
+	handles("removed", s, 1, 1)
+
+	_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte("/n"), Uri: "mem://broken"})
+	wantKind(t, "refused by the under-store", err, errs.Permission)
+	handles("refused by the under-store", broken, 1, 1)
+
+	// A mount that was removed before its store was adopted, and one whose
+	// store somebody opened meanwhile.
+	gone := newMemStore(nil)
+	c.m.ns.stores.adopt(c.m.store.State, 1<<40, gone)
+	handles("adopted too late", gone, 0, 1)
+	m := c.mount(t, "/m", "mem://s", nil)
+	c.m.ns.stores.adopt(c.m.store.State, m.GetId(), gone)
+	handles("adopted as the second", gone, 0, 2)
+}
+
 // TestGenericOptions adds an under-store with each of the options that every
 // kind has: what the master does not know by itself is not for it to refuse.
 func TestGenericOptions(t *testing.T) {

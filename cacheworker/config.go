@@ -37,7 +37,8 @@ type Config struct {
 	// all under-stores. One under-store mount alone has at most 3/4 of them,
 	// and the more others are busy the less; each may always send one request.
 	MaxInflightBytes size.Bytes `toml:"max_inflight_bytes"`
-	// LoadConcurrency bounds the items that load tasks work on at a time.
+	// LoadConcurrency bounds the items of one under-store mount that load
+	// tasks work on at a time; those of all of them are at most twice as many.
 	LoadConcurrency int `toml:"load_concurrency"`
 	// DrainTimeout is how long requests in flight may go on once the worker
 	// was told to stop.

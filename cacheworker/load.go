@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 
 	"millrace/api"
@@ -23,20 +22,16 @@ const loadPieces = 4
 
 // loader runs the items of load tasks. It implements loadjob.Loader.
 type loader struct {
-	w *Worker
-	// items bounds the items at a time over all tasks, and bytes their sum to
-	// a share of the cache: more would evict each other's pages as they come.
-	items *semaphore.Weighted
-	bytes *semaphore.Weighted
-	share int64
+	w    *Worker
+	gate *loadGate
 }
 
-// loadShare is the part of the cache that items under way may cover.
+// loadShare is the part of the cache that items of one mount may cover while
+// they are under way: more would evict each other's pages as they come.
 const loadShare = 4
 
 func newLoader(w *Worker, items int, capacity int64) *loader {
-	share := max(capacity/loadShare, 1)
-	return &loader{w: w, items: semaphore.NewWeighted(int64(items)), bytes: semaphore.NewWeighted(share), share: share}
+	return &loader{w: w, gate: newLoadGate(items, max(capacity/loadShare, 1))}
 }
 
 // Load implements loadjob.Loader.
@@ -47,15 +42,11 @@ func (l *loader) Load(ctx context.Context, t *block.Ticket, e block.Extent) (loa
 	if t.Unsettled {
 		return 0, 0, errs.E(errs.Busy, "load", t.Path, errors.New("the file was changed a moment ago and may change again unseen"))
 	}
-	if err := l.items.Acquire(ctx, 1); err != nil {
+	release, err := l.gate.acquire(ctx, t.MountID, e.Length)
+	if err != nil {
 		return 0, 0, err
 	}
-	defer l.items.Release(1)
-	weight := min(e.Length, l.share)
-	if err := l.bytes.Acquire(ctx, weight); err != nil {
-		return 0, 0, err
-	}
-	defer l.bytes.Release(weight)
+	defer release()
 	loaded, cached, err = l.fill(ctx, t, e)
 	if errors.Is(err, errs.NoSpace) {
 		err = l.noSpace(err)

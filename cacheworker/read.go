@@ -18,7 +18,7 @@ import (
 const pieceSize = 8 << 20
 
 // corruptTries bounds how often one read fetches a page anew that turned out
-// to be damaged on the disk.
+// to be damaged on the disk; then it has the page from the under-store alone.
 const corruptTries = 3
 
 // Open implements blockio.Handler: it decides whether the ticket can be
@@ -198,13 +198,16 @@ func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page
 				r.corrupt = 0 // the bound is on one page's tries
 				continue
 			}
-			if _, unreadable := errors.AsType[*unkeptError](err); unreadable {
-				if err = r.direct(ctx, r.geo.PagesExtent(page, page+1).Intersect(e)); err == nil {
-					page++
-					continue
+			_, unreadable := errors.AsType[*unkeptError](err)
+			switch {
+			case unreadable, dropped(err) && r.corrupt >= corruptTries:
+				if err = r.direct(ctx, r.geo.PagesExtent(page, page+1).Intersect(e)); err != nil {
+					return page, err
 				}
-			}
-			if !dropped(err) || r.corrupt >= corruptTries || r.cachedOnly {
+				page++
+				r.corrupt = 0
+				continue
+			case !dropped(err), r.cachedOnly:
 				return page, err
 			}
 			r.corrupt++
@@ -225,6 +228,7 @@ func (r *reader) walk(ctx context.Context, h *tier.Handle, e block.Extent) (page
 			err = r.direct(ctx, r.geo.PagesExtent(page, run).Intersect(e))
 			if err == nil {
 				page = run
+				r.corrupt = 0
 			}
 		}
 		if err != nil {

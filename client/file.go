@@ -354,15 +354,15 @@ func spent(ctx context.Context, last error) error {
 }
 
 func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
-	whole := false // the attempt has all of ReadTimeout
-	if latest := time.Now().Add(f.c.cfg.ReadTimeout.Std()); latest.Before(until) {
-		until, whole = latest, true
+	began := time.Now()
+	if latest := began.Add(f.c.cfg.ReadTimeout.Std()); latest.Before(until) {
+		until = latest
 	}
 	a := f.c.attempts.begin(ctx, until)
 	defer a.end()
 	err := f.c.workers.readAt(a, w, t, p, off, epoch) //nolint:contextcheck // a is made of ctx
-	if err != nil && whole && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
-		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", f.c.cfg.ReadTimeout, err)).
+	if err != nil && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
+		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", until.Sub(began).Round(time.Millisecond), err)).
 			WithHint("is the under-store slow, or out of the worker's reach?")
 	}
 	return err

@@ -43,7 +43,7 @@ type Config struct {
 	// EntryCache bounds the memory for what the masters answered about names,
 	// also that they do not exist: within the freshness of its answer, a name
 	// that the kernel forgot is found without a master. A name takes about
-	// 700 bytes. 1MiB to 64GiB.
+	// 300 bytes. 1MiB to 64GiB.
 	EntryCache size.Bytes `toml:"entry_cache"`
 	// ListedNodes is how many names the kernel may hold for listings to give
 	// it more; beyond, names are handed over when they are used. Each takes

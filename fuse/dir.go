@@ -22,6 +22,9 @@ const (
 	// as many at most), so that the kernel can ask again for what the
 	// program's buffer had no room for.
 	dirWindow = 8192
+	// absentFor bounds how long a listing is believed about the names that it
+	// lacks: also what never changes is added to.
+	absentFor = time.Minute
 )
 
 // The positions of an open directory: 0 is ".", 1 is "..", and from 2 on the
@@ -108,6 +111,9 @@ func (f *fsys) list(ctx context.Context, dir string, ch chan<- chunk) {
 			}
 			part = nil
 		}
+	}
+	if bound := asked.Add(absentFor); until.After(bound) {
+		until = bound
 	}
 	f.entries.whole.end(whole, until)
 	send(chunk{entries: part, end: true})

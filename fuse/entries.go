@@ -13,11 +13,12 @@ import (
 
 const (
 	cacheShards = 32 // a power of two
-	// answerOverhead is what an answer costs beside its texts, in bytes.
-	answerOverhead = 512
+	// answerOverhead is what an answer costs beside its texts, in bytes, its
+	// place in the map included.
+	answerOverhead = 192
 	// hotShare is how much of the cache the answers may fill that were used
-	// after they came, so that a listing of a million names does not drive
-	// out what programs work with.
+	// more than once, so that a listing of a million names, and a look at each
+	// of them, does not drive out what programs work with.
 	hotShare = 0.8
 	// maxListings bounds the directories whose whole listing is remembered.
 	maxListings = 4096
@@ -38,12 +39,14 @@ func (a *answer) fresh(now time.Time) bool { return now.Before(a.until) }
 // to a master costs more than all the rest of opening a small file. It is
 // bounded by bytes and safe for concurrent use.
 type entryCache struct {
+	epoch  epoch
 	shards [cacheShards]cacheShard
 	whole  listings
 }
 
 // cacheShard holds the answers about the paths of one hash. New answers are
-// cold; those that are asked for become hot. Cold ones are evicted first.
+// cold; those that are asked for a second time become hot. Cold ones are
+// evicted first.
 type cacheShard struct {
 	mu     sync.Mutex
 	byPath map[string]*cached
@@ -54,14 +57,15 @@ type cacheShard struct {
 }
 
 type cached struct {
-	answer
-	path       string
-	cost       int
-	in         *queue
+	packed
+	cost       int32
+	used       bool // since it became cold
+	hot        bool // in the queue of those
 	prev, next *cached
 }
 
-// queue is a list with the answer used last in front.
+// queue is a list with the answer that came last in front, and of those that
+// are hot the one that was used last.
 type queue struct {
 	ends  cached // next is the first, prev the last
 	bytes int
@@ -70,15 +74,23 @@ type queue struct {
 func (q *queue) init() { q.ends.next, q.ends.prev = &q.ends, &q.ends }
 
 func (q *queue) push(c *cached) {
-	c.in, c.prev, c.next = q, &q.ends, q.ends.next
+	c.prev, c.next = &q.ends, q.ends.next
 	c.prev.next, c.next.prev = c, c
-	q.bytes += c.cost
+	q.bytes += int(c.cost)
 }
 
-func (c *cached) unlink() {
+func (q *queue) remove(c *cached) {
 	c.prev.next, c.next.prev = c.next, c.prev
-	c.in.bytes -= c.cost
-	c.in, c.prev, c.next = nil, nil, nil
+	c.prev, c.next = nil, nil
+	q.bytes -= int(c.cost)
+}
+
+// queue returns the queue that an answer is in. The shard's lock is held.
+func (s *cacheShard) queue(c *cached) *queue {
+	if c.hot {
+		return &s.hot
+	}
+	return &s.cold
 }
 
 func (q *queue) last() *cached {
@@ -90,7 +102,7 @@ func (q *queue) last() *cached {
 
 // newEntryCache makes a cache of at most limit bytes.
 func newEntryCache(limit int64) *entryCache {
-	c := &entryCache{whole: listings{byDir: make(map[string]*listing)}}
+	c := &entryCache{epoch: epoch{time.Now()}, whole: listings{byDir: make(map[string]*listing)}}
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.byPath, s.limit = make(map[string]*cached), int(limit/cacheShards)
@@ -114,14 +126,20 @@ func (c *entryCache) get(p string) (a answer, ok bool) {
 	if x == nil {
 		return answer{}, false
 	}
-	x.unlink()
+	if !x.used {
+		x.used = true // it stays where it is: a scan looks at each name once
+		return c.epoch.unpack(&x.packed), true
+	}
+	s.queue(x).remove(x)
+	x.hot = true
 	s.hot.push(x)
 	for float64(s.hot.bytes) > hotShare*float64(s.limit) {
 		old := s.hot.last()
-		old.unlink()
+		s.hot.remove(old)
+		old.hot, old.used = false, false
 		s.cold.push(old)
 	}
-	return x.answer, true
+	return c.epoch.unpack(&x.packed), true
 }
 
 // put enters an answer about e's path, unless there is a newer one. by is the
@@ -136,31 +154,30 @@ func (c *entryCache) putAbsent(p string, asked, until time.Time) {
 }
 
 func (c *entryCache) enter(p string, a answer, by *listing) {
+	next := c.epoch.pack(p, &a)
 	s := c.shard(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	x := s.byPath[p]
-	if x != nil && x.asked.After(a.asked) {
+	if x != nil && x.asked > next.asked {
 		return
 	}
-	if a.entry != nil && by == nil && (x == nil || x.entry == nil) {
+	if next.kind != packedAbsent && by == nil && (x == nil || x.kind == packedAbsent) {
 		c.whole.forget(path.Dir(p)) // its listing was from before this name
 	}
 	if x == nil {
-		x = &cached{path: p}
-		s.byPath[p] = x
-		s.cold.push(x)
+		x = &cached{}
+		s.byPath[next.path] = x
+	} else {
+		// An answer without a ticket must not take the ticket away.
+		if !next.hasTicket() && x.hasTicket() && next.fileID == x.fileID {
+			next.takeTicket(&x.packed)
+		}
+		next.path = x.path // the same text, which the map holds too
+		s.queue(x).remove(x)
 	}
-	// An answer without a ticket must not take the ticket away.
-	if e := a.entry; e != nil && e.Ticket == nil && x.entry != nil && x.entry.Ticket != nil && x.entry.FileID == e.FileID {
-		with := *e
-		with.Ticket = x.entry.Ticket
-		a.entry = &with
-	}
-	in := x.in
-	x.unlink()
-	x.answer, x.cost = a, costOf(p, a.entry)
-	in.push(x)
+	x.packed, x.cost = next, int32(answerOverhead+next.texts())
+	s.queue(x).push(x)
 	s.evict(c)
 }
 
@@ -178,10 +195,10 @@ func (s *cacheShard) evict(c *entryCache) {
 // remove takes an answer out. What a listing said is then not known whole any
 // more, and that is noted first. The shard's lock is held.
 func (s *cacheShard) remove(c *entryCache, x *cached) {
-	if x.entry != nil {
+	if x.kind != packedAbsent {
 		c.whole.forget(path.Dir(x.path))
 	}
-	x.unlink()
+	s.queue(x).remove(x)
 	delete(s.byPath, x.path)
 }
 
@@ -215,18 +232,6 @@ func (c *entryCache) len() int {
 		s.mu.Lock()
 		n += len(s.byPath)
 		s.mu.Unlock()
-	}
-	return n
-}
-
-func costOf(p string, e *client.Entry) int {
-	n := answerOverhead + len(p)
-	if e == nil {
-		return n / 2
-	}
-	n += len(e.Tag)
-	if t := e.Ticket; t != nil {
-		n += len(t.Path) + len(t.Tag) + len(t.Identity) + len(t.Signature)
 	}
 	return n
 }

@@ -54,10 +54,13 @@ func TestEntriesAreBounded(t *testing.T) {
 	for i := range 200 { // what programs use
 		p := fmt.Sprintf("/used/%d", i)
 		c.put(entry(p, "1", now.Add(time.Hour)), now, nil)
-		c.get(p)
+		c.get(p) // as LOOKUP does
+		c.get(p) // as OPEN does
 	}
-	for i := range 100_000 { // a listing that nobody comes back to
-		c.put(entry(fmt.Sprintf("/scan/%d", i), "1", now.Add(time.Hour)), now, nil)
+	for i := range 100_000 { // a listing and a look, and nobody comes back
+		p := fmt.Sprintf("/scan/%d", i)
+		c.put(entry(p, "1", now.Add(time.Hour)), now, nil)
+		c.get(p)
 		if c.bytes() > limit {
 			t.Fatalf("%d bytes after %d entries", c.bytes(), i)
 		}
@@ -69,6 +72,29 @@ func TestEntriesAreBounded(t *testing.T) {
 	}
 	if n := c.len(); n < 1000 {
 		t.Errorf("only %d entries in %d bytes", n, limit)
+	}
+}
+
+// TestEntriesOfAScanStay lists names and looks at each one a while later, as
+// find does, which reads a part of a directory before it looks at it: nearly
+// all of the cache is for that.
+func TestEntriesOfAScanStay(t *testing.T) {
+	const limit = 1 << 20
+	c := newEntryCache(limit)
+	now := time.Now()
+	name := func(i int) string { return fmt.Sprintf("/scan/%d", i) }
+	behind := limit / 2 / (answerOverhead + len(name(100_000)) + 1)
+	missed := 0
+	for i := range 30_000 {
+		c.put(entry(name(i), "1", now.Add(time.Hour)), now, nil)
+		if i >= behind {
+			if _, ok := c.get(name(i - behind)); !ok {
+				missed++
+			}
+		}
+	}
+	if missed > 0 {
+		t.Errorf("%d names were forgotten before anybody looked at them", missed)
 	}
 }
 

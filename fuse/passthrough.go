@@ -112,14 +112,13 @@ type opening struct {
 // enter counts an open of a node and says how it is served: by the backing
 // file of that ID, or in the copy mode for that reason if it is 0.
 func (p *passthrough) enter(ctx context.Context, n *node, file File) (int32, reason) {
-	if off := p.off.Load(); off != nil {
-		p.join(n)
+	off := p.off.Load()
+	switch id, joined := p.join(n, off != nil); {
+	case id != 0:
+		return id, passedOn
+	case off != nil:
 		return 0, *off
-	}
-	if id, joined := p.joinOpen(n); joined {
-		if id != 0 {
-			return id, passedOn
-		}
+	case joined:
 		p.renew(ctx, n, file)
 		return 0, openBefore
 	}
@@ -131,24 +130,17 @@ func (p *passthrough) enter(ctx context.Context, n *node, file File) (int32, rea
 	return id, why
 }
 
-// join counts an open in whatever mode the node is in, the copy mode at first.
-func (p *passthrough) join(n *node) {
+// join counts an open of a node that is open already, in the mode that it has;
+// with begin also one of a node that is not, in the copy mode.
+func (p *passthrough) join(n *node, begin bool) (id int32, joined bool) {
 	s := p.table.shardOf(n)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n.opening == nil {
+		if !begin {
+			return 0, false
+		}
 		n.opening = &opening{}
-	}
-	n.opening.count++
-}
-
-// joinOpen is join for a node that is open already.
-func (p *passthrough) joinOpen(n *node) (id int32, joined bool) {
-	s := p.table.shardOf(n)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n.opening == nil {
-		return 0, false
 	}
 	n.opening.count++
 	return n.opening.backing, true

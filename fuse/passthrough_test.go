@@ -571,6 +571,31 @@ func TestWithoutTheRightToPassThrough(t *testing.T) {
 	}
 }
 
+// TestKernelThatRefusesLater leaves what it took before as it is.
+func TestKernelThatRefusesLater(t *testing.T) {
+	c := localFake(t)
+	c.put("/x", 1<<20, "v1")
+	c.put("/y", 1<<20, "v1")
+	f := newTestFsys(t, c)
+	k := &fakeBacker{}
+	f.withBacker(k)
+	x, _ := f.lookup(t, rootID, "x")
+	y, _ := f.lookup(t, rootID, "y")
+	first, _ := f.open(x.NodeId, os.O_RDONLY)
+	k.errno = unix.ELOOP
+	refused, _ := f.open(y.NodeId, os.O_RDONLY)
+	second, _ := f.open(x.NodeId, os.O_RDONLY)
+	if first.BackingID == 0 || refused.BackingID != 0 || second.BackingID != first.BackingID || second.OpenFlags != first.OpenFlags {
+		t.Error(first, refused, second)
+	}
+	for _, o := range []gofuse.OpenOut{first, refused, second} {
+		f.close(o)
+	}
+	if o, _ := f.open(x.NodeId, os.O_RDONLY); o.BackingID != 0 || len(k.registered) != 0 || c.descriptors.Load() != 0 {
+		t.Error(o, len(k.registered), c.descriptors.Load())
+	}
+}
+
 // TestLateOpensOfAReplacedNode are served in the node's mode.
 func TestLateOpensOfAReplacedNode(t *testing.T) {
 	c := localFake(t)

@@ -223,7 +223,7 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	}
 	bytes, charge := u.cachedBytes(), d.charge(u)
 	d.queue.remove(u)
-	if p.has(partIndexed) { // else the recovery has not counted it yet
+	if p.has(partIndexed) { // else it is about to be adopted, and not counted yet
 		d.store.cachedBytes.Add(-bytes)
 	}
 	e := p.geometry().PagesExtent(first, end)

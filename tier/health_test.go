@@ -576,6 +576,32 @@ func TestClusterOfAFailedDirectory(t *testing.T) {
 	}
 }
 
+// TestEvictionBeforeAdoption: of a directory that comes back, a part may be a
+// victim before it is counted.
+func TestEvictionBeforeAdoption(t *testing.T) {
+	s := openStore(t, t.TempDir(), 16*mib)
+	f := testFileBlocks("large", "1", wholeLimit+page, 2*page)
+	if err := fillRange(s, f, block.Extent{Length: 4 * page}); err != nil {
+		t.Fatal(err)
+	}
+	p, d := s.lookup(f.ID), s.dirs[0]
+	s.cachedBytes.Store(0)
+	s.cachedFiles.Store(0)
+	s.paths.remove(p)
+	p.flags &^= partIndexed
+	if !d.evict(p.unitOf(0)) {
+		t.Fatal("it was not evicted")
+	}
+	p.mu.Lock()
+	delete(s.shardOf(p.id).parts, p.id)
+	adopted := s.adoptPart(p)
+	p.mu.Unlock()
+	if !adopted {
+		t.Fatal("it was not adopted")
+	}
+	checkLedger(t, s)
+}
+
 // TestFailuresBesideAll fails directories and brings them back while files
 // are filled, read, evicted and dropped.
 func TestFailuresBesideAll(t *testing.T) {

@@ -213,8 +213,16 @@ func TestLargeMoves(t *testing.T) {
 	wantAt(t, s, large, "hdd")
 	mustRead(t, s, large, 10)
 	checkLedger(t, s)
-	s.Touch(large.ID, 9)
-	promoteQueued(t, s)
+	ssd := dirNamed(t, s, "ssd")
+	_, err := s.move(t.Context(), s.lookup(large.ID), ssd, func(bytes, inodes int64) error {
+		if err := ssd.compact(true); err != nil { // with some of the copy in the index
+			t.Fatal(err)
+		}
+		return ssd.takeFree(bytes, inodes)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	wantAt(t, s, large, "ssd")
 	mustRead(t, s, large, 10)
 	checkLedger(t, s)
@@ -272,13 +280,13 @@ func TestMoveWithFills(t *testing.T) {
 	d, mem := dirNamed(t, s, "ssd"), dirNamed(t, s, "mem")
 	n := mem.ledger.state().limit - mem.ledger.state().used
 	mem.ledger.add(n, 0)
-	if err := fillRange(s, f, f.Geometry().PagesExtent(0, 2)); err != nil {
+	if err := fillRange(s, f, f.Geometry().PagesExtent(2, 4)); err != nil {
 		t.Fatal(err)
 	}
 	mem.ledger.free(n, 0)
-	late := int64(2)
+	late := int64(0) // behind what is copied just then
 	_, err := s.move(t.Context(), s.lookup(f.ID), mem, func(bytes, inodes int64) error {
-		if late < 4 {
+		if late < 2 {
 			if err := fillRange(s, f, f.Geometry().PagesExtent(late, late+1)); err != nil {
 				t.Fatal(err)
 			}
@@ -729,4 +737,47 @@ func TestMovesAtOnce(t *testing.T) {
 		t.Fatalf("before %+v\nafter %+v", st, after)
 	}
 	checkLedger(t, s)
+}
+
+// TestDropMeetsMove: a file that is moved while others are dropped does not
+// slip through.
+func TestDropMeetsMove(t *testing.T) {
+	var s *Store
+	first := testFile("d/a", "1", page)
+	later := testFile("d/b", "1", page)
+	for i := 0; later.ID[15]%shardCount == first.ID[15]%shardCount; i++ { // their events must not wait for each other
+		later = testFile(fmt.Sprint("d/b", i), "1", page)
+	}
+	moved := false
+	s = twoTiers(t, t.TempDir(), func(o *Options, _ *Config) {
+		o.OnChange = func(b BlockState) {
+			if b.File == first.ID && b.CachedBytes == 0 {
+				moved = moveTo(t, s, later, "mem") == nil
+			}
+		}
+	})
+	fillIn(t, s, "ssd", first)
+	fillIn(t, s, "ssd", later)
+	if files, n, err := s.Drop(1, "d"); err != nil || files != 2 || n != 2*page || !moved {
+		t.Fatalf("dropped %d files, %d bytes, moved %v: %v", files, n, moved, err)
+	}
+	wantAt(t, s, later, "")
+	checkLedger(t, s)
+}
+
+// TestFailedSyncOfOneDirectory: what others hold still counts as checked.
+func TestFailedSyncOfOneDirectory(t *testing.T) {
+	ffs := vfs.Faulty(quick())
+	s := twoTiers(t, t.TempDir(), withFS(ffs))
+	a, b := testFile("a", "1", page), testFile("b", "1", page)
+	fillIn(t, s, "mem", a)
+	fillIn(t, s, "ssd", b)
+	ffs.Set(rule(t, "syncfs path~/ssd/ err=EIO"))
+	s.upkeep()
+	if ffs.Fired() == 0 {
+		t.Fatal("nothing failed")
+	}
+	if !s.lookup(a.ID).isVerified(0) || s.lookup(b.ID).isVerified(0) {
+		t.Fatal("the wrong pages are to be checked again")
+	}
 }

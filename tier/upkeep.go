@@ -147,15 +147,21 @@ func (d *dir) punchSpoiled(p *part) {
 	}
 }
 
-// shrink evicts down to the limit, when others filled the file system.
+// shrink evicts down to the limit, when others filled the file system, or a
+// start needed room for its index.
 func (d *dir) shrink() {
 	d.roomMu.Lock()
 	defer d.roomMu.Unlock()
+	refused := 0
 	for range 1024 { // the rest at the next round
 		if st := d.ledger.state(); st.used <= st.limit {
 			return
 		}
-		if done, found := d.evictNext(); !found || !done {
+		done, found := d.evictNext()
+		if !done {
+			refused++
+		}
+		if !found || refused > maxRefused {
 			return
 		}
 	}
@@ -322,6 +328,9 @@ func (w *snapshotWriter) writeAll() error {
 	})
 	if err != nil {
 		return err
+	}
+	for _, p := range w.d.copyParts() { // found by nobody yet
+		w.addPartByBlock(p)
 	}
 	for _, u := range w.d.queue.units() {
 		w.addUnit(u)

@@ -62,7 +62,7 @@ func TestWorld(t *testing.T) {
 
 const (
 	worldRoom     = 12 * mib // of the file system
-	worldCapacity = 4 * mib  // of each of two directories
+	worldCapacity = 4 * mib  // of each of one or two directories
 )
 
 type world struct {
@@ -72,6 +72,7 @@ type world struct {
 	mem   *vfs.MemFS // base as this process sees it; nil on a real file system
 	ffs   *vfs.FaultyFS
 	root  string
+	dirs  int
 	s     *Store
 	boot  byte
 	files []File
@@ -100,6 +101,7 @@ type outsider struct {
 func newWorld(t *testing.T, rt *rapid.T, base vfs.FS, root string) *world {
 	t.Helper()
 	w := &world{t: t, rt: rt, base: base, ffs: vfs.Faulty(base), root: root, boot: 1}
+	w.dirs = rapid.IntRange(1, 2).Draw(rt, "dirs")
 	for i, length := range []int64{1, 4096, 100_000, page + 1, 3 * page, 10*page - 5} {
 		name := fmt.Sprintf("d%d/f%d", i%2, i)
 		w.files = append(w.files, testFileBlocks(name, "v1", length, 4*page), testFileBlocks(name, "v2", length+1, 4*page))
@@ -121,12 +123,15 @@ func (w *world) run() {
 		"load":    w.load,
 		"load2":   w.load,
 		"load3":   w.load,
+		"flood":   w.flood,
+		"flood2":  w.flood,
 		"read":    w.read,
 		"release": w.release,
 		"drop":    w.drop,
 		"upkeep":  func(*rapid.T) { w.s.upkeep() },
 		"compact": w.compact,
 		"share":   w.share,
+		"share2":  w.share,
 		"unshare": w.unshare,
 		"fault":   w.fault,
 		"heal":    func(*rapid.T) { w.heal() },
@@ -149,6 +154,7 @@ func (w *world) open() {
 		cfg.Medium, cfg.OpenFiles = c.medium, 3
 		cfgs = append(cfgs, cfg)
 	}
+	cfgs = cfgs[:w.dirs]
 	opts := Options{FS: w.ffs, BootID: [16]byte{w.boot}}
 	s, err := Open(cfgs, opts, slog.New(slog.DiscardHandler), nil)
 	if errors.Is(err, errs.NoSpace) && w.filler != nil { // there was nothing to give up
@@ -206,7 +212,7 @@ func (w *world) file(rt *rapid.T) File {
 func (w *world) extent(rt *rapid.T, f File) block.Extent {
 	pages := f.Geometry().Pages()
 	first := rapid.Int64Range(0, min(pages-1, 12)).Draw(rt, "first")
-	return f.Geometry().PagesExtent(first, first+rapid.Int64Range(1, min(6, pages-first)).Draw(rt, "pages"))
+	return f.Geometry().PagesExtent(first, first+rapid.Int64Range(1, min(10, pages-first)).Draw(rt, "pages"))
 }
 
 func (w *world) acquire(rt *rapid.T) {
@@ -240,6 +246,17 @@ func (w *world) load(rt *rapid.T) {
 	f := w.file(rt)
 	if err := fillRange(w.s, f, w.extent(rt, f)); !w.allowed(err) {
 		rt.Fatal(err)
+	}
+}
+
+// flood loads more than there is room for.
+func (w *world) flood(rt *rapid.T) {
+	from := rapid.IntRange(0, len(w.files)-1).Draw(rt, "from")
+	for i := range w.files {
+		f := w.files[(from+i)%len(w.files)]
+		if err := fillRange(w.s, f, block.Extent{Length: min(f.Length, 10*page)}); !w.allowed(err) {
+			rt.Fatal(err)
+		}
 	}
 }
 
@@ -284,7 +301,7 @@ func (w *world) drop(rt *rapid.T) {
 }
 
 func (w *world) compact(rt *rapid.T) {
-	d := w.s.dirs[rapid.IntRange(0, 1).Draw(rt, "dir")]
+	d := w.s.dirs[rapid.IntRange(0, w.dirs-1).Draw(rt, "dir")]
 	if err := d.compact(true); err != nil && !isNoSpace(err) && !w.allowed(errs.Wrap(err, "compact", d.root)) && w.ffs.Fired() == 0 {
 		rt.Fatal(err)
 	}
@@ -434,8 +451,8 @@ func (w *world) restart(before map[pageKey]bool, mayLose int) {
 	faulty, squeezed := w.faulty, w.filler != nil
 	w.open()
 	after := w.pages()
-	if squeezed { // the recovery may have had to give something up
-		return
+	if st := w.s.Stats(); squeezed || st.EvictedBytes > 0 || st.EvictedFiles > 0 {
+		return // a full directory gave something up for the new run's index
 	}
 	lost := map[block.FileID]bool{}
 	for k := range before {
@@ -459,18 +476,19 @@ func (w *world) die(rt *rapid.T) {
 		Ops: []string{"any"}, From: rapid.IntRange(1, 12).Draw(rt, "from"), Err: "EIO",
 		Short: rapid.SampledFrom([]int{0, 20, 5000}).Draw(rt, "short"),
 	})
-	f := w.file(rt)
+	f, lose := w.file(rt), 1
 	switch rapid.SampledFrom([]string{"fill", "drop", "compact", "upkeep"}).Draw(rt, "last") {
 	case "fill":
 		_ = fillRange(w.s, f, w.extent(rt, f))
 	case "drop":
 		_, _, _ = w.s.Drop(1, f.Path)
+		lose = w.dirs // a version in each
 	case "compact":
 		_ = w.s.dirs[0].compact(true)
 	case "upkeep":
 		w.s.upkeep()
 	}
-	w.killLosing(1)
+	w.killLosing(lose)
 }
 
 // crash cuts the power. What others had open went with the machine.
@@ -535,6 +553,7 @@ func (w *world) check() {
 			}
 		}
 	}
+	w.checkRoom()
 	if w.exact && !w.faulty && w.ffs.Fired() == 0 {
 		checkLedger(w.rt, w.s)
 		return
@@ -544,5 +563,32 @@ func (w *world) check() {
 		if du := fsUse(w.rt, w.base, d.root); du > st.used {
 			w.rt.Fatalf("%s has %d bytes, its ledger %d", d.root, du, st.used)
 		}
+	}
+}
+
+// checkRoom compares the ledgers with what the file system says, which knows
+// of files without a name that somebody has open.
+func (w *world) checkRoom() {
+	if w.mem == nil {
+		return
+	}
+	room, err := w.mem.Statfs("/")
+	if err != nil {
+		w.rt.Fatal(err)
+	}
+	taken := room.Total - room.Free - 2*room.BlockSize // of the directories above
+	if w.filler != nil {
+		fi, err := w.filler.Stat()
+		if err != nil {
+			w.rt.Fatal(err)
+		}
+		taken -= vfs.Allocated(fi)
+	}
+	var charged int64
+	for _, d := range w.s.dirs {
+		charged += d.ledger.state().used
+	}
+	if taken > charged {
+		w.rt.Fatalf("the file system has %d bytes of ours, the ledgers %d", taken, charged)
 	}
 }

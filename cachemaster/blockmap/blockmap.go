@@ -59,24 +59,6 @@ type worker struct {
 	blocks set
 }
 
-// set holds the locations of one worker: a map from a hash of the block key
-// to its wholeness. Two keys with one hash are one location, which makes a
-// hint false once in billions. A location takes some 20 to 40 bytes; sorted
-// runs of 16 bytes can take its place behind these methods.
-type set struct {
-	m map[uint64]bool
-}
-
-func (s *set) put(h uint64, whole bool) {
-	if s.m == nil {
-		s.m = make(map[uint64]bool)
-	}
-	s.m[h] = whole
-}
-func (s *set) remove(h uint64)                  { delete(s.m, h) }
-func (s *set) lookup(h uint64) (whole, ok bool) { whole, ok = s.m[h]; return whole, ok }
-func (s *set) len() int                         { return len(s.m) }
-
 // New returns an empty map.
 func New() *Map { return &Map{workers: make(map[block.WorkerID]*worker)} }
 

@@ -205,14 +205,21 @@ func (n *node) readyCaches(ctx context.Context, clusterID string) ([]tier.Config
 			return nil, errs.E(errs.Invalid, "use cache directory", c.Dir, fmt.Errorf("it is below the mount of Millrace on %s", place.MountPoint)).
 				WithHint("choose a directory on a local disk")
 		}
-		if uint64(c.OpenFiles) > most {
+		if uint64(c.OpenFiles) <= most {
+			continue
+		}
+		if most < fewFiles {
 			n.log.WarnContext(ctx, "few open files are allowed: the cache keeps fewer open than it would",
 				"dir", c.Dir, "limit", limit, "kept", most, "configured", c.OpenFiles, "hint", moreFiles)
-			c.OpenFiles = int(most)
 		}
+		c.OpenFiles = int(most)
 	}
 	return caches, nil
 }
+
+// fewFiles is how many open files of a cache directory are worth a warning: with
+// fewer, many hits must open theirs first.
+const fewFiles = 1024
 
 // moreFiles is what to do when too few files may be open.
 const moreFiles = "raise the limit with ulimit -n, or LimitNOFILE= of the service"

@@ -48,11 +48,14 @@ type MemoryS3 struct {
 	buckets map[string]KeySet
 }
 
+// NewMemoryS3 returns a server without buckets, for who serves it himself.
+func NewMemoryS3() *MemoryS3 { return &MemoryS3{buckets: map[string]KeySet{}} }
+
 // StartMemoryS3 starts a server without buckets; it is stopped when the test
 // ends.
 func StartMemoryS3(tb testing.TB) *MemoryS3 {
 	tb.Helper()
-	m := &MemoryS3{buckets: map[string]KeySet{}}
+	m := NewMemoryS3()
 	srv := httptest.NewServer(m)
 	tb.Cleanup(srv.Close)
 	m.Endpoint = srv.URL

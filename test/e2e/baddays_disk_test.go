@@ -180,7 +180,8 @@ func TestCacheDirectoryFails(t *testing.T) {
 				t.Fatal(err)
 			}
 			return func() {
-				if err := unix.Unmount(disk, 0); err != nil {
+				// The probe may be in it just now.
+				if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -19,8 +19,8 @@ import (
 )
 
 // List streams what is in dir, with at most two pages of the server's listing
-// in memory: the next one is fetched while the consumer is at one. Both kinds of list are in byte order, directories as if their names
-// ended in a slash.
+// in memory: the next one is fetched while the consumer is at one. Both kinds
+// of list are in byte order, directories as if their names ended in a slash.
 func (s *Store) List(ctx context.Context, dir string, opts ufs.ListOptions) iter.Seq2[ufs.Info, error] {
 	return func(yield func(ufs.Info, error) bool) {
 		l := &listing{store: s, dir: dir, opts: opts, yield: yield}
@@ -66,11 +66,11 @@ func (l *listing) run(ctx context.Context) error {
 	l.pages = &pages{store: s, in: in, more: true}
 	defer l.pages.begin(ctx)()
 	for l.pages.more {
-		out, err := l.pages.next()
+		p, err := l.pages.next()
 		if err != nil {
 			return s.fail(ctx, "list", l.dir, err)
 		}
-		if err := l.page(out, s.serverTime(out.ResultMetadata)); err != nil {
+		if err := l.page(p); err != nil {
 			if errors.Is(err, errStop) {
 				return nil
 			}
@@ -100,26 +100,26 @@ func (l *listing) checkExists(ctx context.Context) error {
 // entry is a key of a page: an object, or a common prefix where object is nil.
 type entry struct {
 	key    string
-	object *types.Object
+	object *object
 }
 
 // page yields a page's objects and common prefixes, merged in byte order.
-func (l *listing) page(out *s3.ListObjectsV2Output, now time.Time) error {
-	decode := func(key *string) (string, error) {
-		if out.EncodingType != types.EncodingTypeUrl {
-			return aws.ToString(key), nil
+func (l *listing) page(p *page) error {
+	decode := func(key string) (string, error) {
+		if p.encoding != string(types.EncodingTypeUrl) {
+			return key, nil
 		}
-		return url.QueryUnescape(aws.ToString(key))
+		return url.QueryUnescape(key)
 	}
-	objects, prefixes := out.Contents, out.CommonPrefixes
+	objects, prefixes := p.objects, p.prefixes
 	var object, prefix string
 	var err error
 	load := func() {
 		if len(objects) > 0 && err == nil {
-			object, err = decode(objects[0].Key)
+			object, err = decode(objects[0].key)
 		}
 		if len(prefixes) > 0 && err == nil {
-			prefix, err = decode(prefixes[0].Prefix)
+			prefix, err = decode(prefixes[0])
 		}
 	}
 	for n := 0; len(objects) > 0 || len(prefixes) > 0; n++ {
@@ -136,7 +136,7 @@ func (l *listing) page(out *s3.ListObjectsV2Output, now time.Time) error {
 		} else {
 			prefixes = prefixes[1:]
 		}
-		if err := l.entry(e, now); err != nil {
+		if err := l.entry(e, p.now); err != nil {
 			return err
 		}
 	}
@@ -172,10 +172,10 @@ func (l *listing) entry(e entry, now time.Time) error {
 	}
 	info := ufs.Info{Path: path, Type: ufs.Dir}
 	if o := e.object; o != nil {
-		if o.Size == nil || *o.Size < 0 {
+		if o.size < 0 {
 			return errs.E(errs.Unavailable, "", "", fmt.Errorf("the server does not say how long %q is", e.key))
 		}
-		v := version{etag: aws.ToString(o.ETag), modified: aws.ToTime(o.LastModified), length: aws.ToInt64(o.Size)}
+		v := version{etag: o.etag, modified: o.modified, length: o.size}
 		info = s.fileInfo(path, v, now)
 	}
 	if !l.yield(info, nil) {

@@ -22,8 +22,8 @@ type pages struct {
 
 // pageDone is a page, or why there is none.
 type pageDone struct {
-	out *s3.ListObjectsV2Output
-	err error
+	page *page
+	err  error
 }
 
 // begin makes the pages ready. The function that it returns ends the request
@@ -34,8 +34,8 @@ func (p *pages) begin(ctx context.Context) (end func()) {
 		in := p.in
 		done := make(chan pageDone, 1)
 		go func() {
-			out, err := p.store.client.ListObjectsV2(ctx, &in)
-			done <- pageDone{out: out, err: err}
+			page, err := p.store.listPage(ctx, &in)
+			done <- pageDone{page: page, err: err}
 		}()
 		return done
 	}
@@ -55,20 +55,20 @@ func (p *pages) prefetch() {
 }
 
 // next returns the next page. Errors of the SDK come as they are.
-func (p *pages) next() (*s3.ListObjectsV2Output, error) {
+func (p *pages) next() (*page, error) {
 	p.prefetch()
-	page := <-p.pending
+	done := <-p.pending
 	p.pending = nil
-	if page.err != nil {
-		return nil, page.err
+	if done.err != nil {
+		return nil, done.err
 	}
-	if p.more = aws.ToBool(page.out.IsTruncated); p.more {
-		token := aws.ToString(page.out.NextContinuationToken)
+	if p.more = done.page.more; p.more {
+		token := done.page.token
 		if token == "" || token == aws.ToString(p.in.ContinuationToken) {
 			// What the page holds may be true, but the listing is not whole.
 			return nil, errs.E(errs.Unavailable, "", "", errors.New("the server says that there is more, but not where"))
 		}
 		p.in.ContinuationToken = &token
 	}
-	return page.out, nil
+	return done.page, nil
 }

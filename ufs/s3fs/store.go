@@ -36,6 +36,7 @@ type Store struct {
 	payer       types.RequestPayer
 	customerKey *customerKey // nil: none
 	pageSize    int32        // keys per listing request
+	bodies      bodies       // of listings
 	now         func() time.Time
 	pause       func(attempt int, err error) (time.Duration, error) // between attempts
 }
@@ -68,6 +69,7 @@ func open(ctx context.Context, cfg ufs.Config) (*Store, error) {
 		bucket:    set.bucket,
 		uri:       strings.TrimSuffix(scheme+set.bucket+"/"+set.prefix, "/"),
 		pageSize:  1000, // the most that S3 answers
+		bodies:    bodies{most: maxPageBody},
 		now:       time.Now,
 		pause:     backoff,
 	}
