@@ -192,7 +192,7 @@ func (r *report) clusters(ctx context.Context) (err error) {
 		c, err := rig.StartRoles(ctx, rig.RolesConfig{
 			Binary: r.millrace, URI: "s3://" + bucket, Dir: filepath.Join(r.dir, name),
 			Cache: fmt.Sprintf("%s:%v:%s", filepath.Join(dir, name+"-cache"), room, medium),
-			Env: append(r.server.Env(), clusterSettings()...), Stderr: r.log,
+			Env:   append(r.server.Env(), clusterSettings()...), Stderr: r.log,
 			Options: []string{"freshness=never"}, // as of a training set: nobody changes it
 		})
 		if err != nil {

@@ -23,8 +23,8 @@ type results struct {
 	Seconds float64            `json:"seconds"` // that everything took
 	Large   size.Bytes         `json:"large_object"`
 	Small   int                `json:"small_objects"`
-	Memory  bool               `json:"memory_tier"`
 	Targets []verdict          `json:"targets"`
+	Missing []string           `json:"not_measured"`
 	Steps   []measured         `json:"measurements"`
 	Peak    map[string]float64 `json:"peak_rss_mib"` // of each process
 }
@@ -42,8 +42,8 @@ type measured struct {
 func (r *report) results(began time.Time) *results {
 	out := &results{
 		Runs: r.runs, Cores: runtime.NumCPU(), Seconds: time.Since(began).Seconds(),
-		Large: r.settings.big, Small: len(r.small.Objects), Memory: r.mem != nil,
-		Peak: map[string]float64{},
+		Large: r.settings.big, Small: len(r.small.Objects),
+		Peak: map[string]float64{}, Missing: r.missing(),
 	}
 	for _, t := range r.targets() {
 		if v, ok := t.judge(r.runs); ok {
@@ -82,8 +82,8 @@ func (r *results) print(w io.Writer) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s (%s to %s)\t%s\t\n", v.Work, v.What, v.Target, figure(v.Median), figure(v.Lowest), figure(v.Highest), v.Verdict)
 	}
 	_ = t.Flush()
-	if !r.Memory {
-		fmt.Fprintln(w, "Not measured: the memory tier (no directory on tmpfs was named).")
+	for _, what := range r.Missing {
+		fmt.Fprintln(w, "Not measured:", what)
 	}
 	fmt.Fprintln(w)
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

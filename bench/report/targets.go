@@ -151,6 +151,18 @@ func (r *report) targets() []target {
 	}
 }
 
+// missing are targets that are not held against anything here.
+func (r *report) missing() []string {
+	all := []string{
+		"open and close in no-open mode: mounts have no such option",
+		"hit ratio of shuffled epochs: that is by trace replay, not through a mount",
+	}
+	if r.mem == nil {
+		all = append(all, "the memory tier: no directory on tmpfs was named")
+	}
+	return all
+}
+
 // ratio returns by how much faster one step was than another in a run.
 func (r *report) ratio(step, to string) func(int) (float64, bool) {
 	return func(run int) (float64, bool) {
