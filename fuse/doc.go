@@ -18,6 +18,9 @@
 //     which the kernel looks the whole path up again, unseen by the program.
 //   - Entries live in the kernel's cache as long as the master's answer is
 //     valid, no longer.
+//   - A directory of which every name is in the entry cache, as the masters
+//     listed it and still fresh, is read again without a master; a rewound one
+//     is listed anew. What a listing lacks is believed missing for a minute.
 //   - Nothing can be written: every such request is EROFS.
 //   - Run leaves no dead mount point behind.
 package fuse
