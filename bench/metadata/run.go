@@ -64,6 +64,7 @@ func (t *tree) Object(i int) testenv.MemoryObject {
 type bench struct {
 	s3    *testenv.MemoryS3
 	roles *rig.Roles
+	mount *rig.Role
 	point string
 	local string // a directory of looks files
 	prof  string // where profiles go; empty: nowhere
@@ -96,21 +97,20 @@ func run(ctx context.Context, args []string) error {
 	server := &http.Server{Handler: b.s3, ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(l) }() // ends with Close
 	defer server.Close()
-	if err := os.Mkdir(b.point, 0o700); err != nil {
-		return err
-	}
 	if err := b.makeLocal(); err != nil {
 		return err
 	}
 	b.roles, err = rig.StartRoles(ctx, rig.RolesConfig{
-		Binary: *binary, DataDir: filepath.Join(dir, "data"), MountPoint: b.point, Stderr: os.Stderr,
+		Binary: *binary, Dir: filepath.Join(dir, "data"), Cache: filepath.Join(dir, "cache") + ":1GiB", Stderr: os.Stderr,
 		URI:     "s3://" + bucket,
-		Options: map[string]string{"freshness": "never", "endpoint": "http://" + l.Addr().String(), "anonymous": "true", "region": "us-east-1"},
+		Options: []string{"freshness=never", "endpoint=http://" + l.Addr().String(), "anonymous=true", "region=us-east-1"},
 	})
 	if err != nil {
 		return err
 	}
-	err = b.phases(ctx)
+	if b.mount, err = b.roles.Mount(ctx, b.point, ""); err == nil {
+		err = b.phases(ctx)
+	}
 	return errors.Join(err, b.roles.Stop(), b.out.Flush())
 }
 
@@ -212,7 +212,7 @@ func (b *bench) usage() (u usage, err error) {
 		role *rig.Role
 		cpu  *time.Duration
 		rss  *int64
-	}{{b.roles.Master, &u.master, &u.masterRSS}, {b.roles.Mount, &u.mount, &u.mountRSS}} {
+	}{{b.roles.Master, &u.master, &u.masterRSS}, {b.mount, &u.mount, &u.mountRSS}} {
 		if *p.cpu, err = rig.CPU(p.role.PID()); err != nil {
 			return u, err
 		}
@@ -304,7 +304,7 @@ func (b *bench) profile(ctx context.Context, name string) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{}, 2)
 	name = strings.NewReplacer(" ", "-", ",", "").Replace(name)
-	for role, addr := range map[string]string{"master": b.roles.Master.HTTP, "mount": b.roles.Mount.HTTP} {
+	for role, addr := range map[string]string{"master": b.roles.Master.Address("http"), "mount": b.mount.Address("http")} {
 		go func() {
 			defer func() { done <- struct{}{} }()
 			if err := fetch(ctx, "http://"+addr+"/debug/pprof/profile?seconds=5", filepath.Join(b.prof, name+"."+role)); err != nil && ctx.Err() == nil {

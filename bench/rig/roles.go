@@ -6,151 +6,249 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"millrace/internal/child"
 )
 
-// Roles is a cluster whose master, worker and mount are processes of their
-// own, so that each one's cost can be told.
+// readyPatience is how long a role may take until it is ready.
+const readyPatience = 60 * time.Second
+
+// Roles is a cluster of one master, one worker and any number of mounts, each
+// a process of its own, so that each one's CPU time is known by itself.
 type Roles struct {
-	Master, Worker, Mount *Role
-
-	binary string
-	env    []string
+	cfg    RolesConfig
+	Master *Role
+	Worker *Role
+	mounts []*Role
 }
-
-// Role is one process of Roles.
-type Role struct {
-	HTTP string // address of its operations server
-	proc *child.Process
-}
-
-// PID returns the process's ID.
-func (r *Role) PID() int { return r.proc.PID() }
 
 // RolesConfig says what to run.
 type RolesConfig struct {
-	Binary     string // bin/millrace
-	DataDir    string // made if it is missing
-	MountPoint string
-	URI        string            // of the under-store, bound at /
-	Options    map[string]string // of the under-store mount
-	Env        []string          // added to this process's environment
-	Stderr     io.Writer
+	Binary  string // bin/millrace
+	URI     string // of the under-store bound at /
+	Options []string
+	Dir     string   // of all state; made if it is missing
+	Cache   string   // as --cache has it
+	Env     []string // added to this process's environment
+	Stderr  io.Writer
 }
 
-// StartRoles starts master, worker and mount, each when the one before is
-// ready.
-func StartRoles(ctx context.Context, cfg RolesConfig) (_ *Roles, err error) {
-	r := &Roles{binary: cfg.Binary, env: append(os.Environ(), cfg.Env...)}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.Stop())
-		}
-	}()
-	dir := func(role string) string { return filepath.Join(cfg.DataDir, role) }
-	const port = "127.0.0.1:0"
-	var addresses map[string]string
-	if r.Master, addresses, err = r.start(ctx, cfg, "master", dir("master"),
-		"--listen", port, "--raft-listen", port); err != nil {
-		return nil, err
-	}
-	r.env = append(r.env, "MILLRACE_MASTERS="+addresses["grpc"])
-	if r.Worker, _, err = r.start(ctx, cfg, "worker", dir("worker"),
-		"--listen", port, "--data-listen", port, "--cache", dir("cache")+":1GiB"); err != nil {
-		return nil, err
-	}
-	add := []string{"ufs", "add", "/", cfg.URI}
-	for k, v := range cfg.Options {
-		add = append(add, "--ufs-opt", k+"="+v)
-	}
-	if err = r.Run(ctx, io.Discard, cfg.Stderr, add...); err != nil {
-		return nil, err
-	}
-	if err = r.Run(ctx, io.Discard, cfg.Stderr, "status", "--wait", "30s"); err != nil {
-		return nil, err
-	}
-	r.Mount, _, err = r.start(ctx, cfg, "mount", dir("mount"), cfg.MountPoint)
-	return r, err
+// Role is one process of a cluster.
+type Role struct {
+	name      string
+	dir       string // of addresses.json
+	proc      *child.Process
+	addresses map[string]string
 }
 
-// start starts one role and waits until it tells its addresses, which it does
-// when it serves.
-func (r *Roles) start(ctx context.Context, cfg RolesConfig, role, dir string, args ...string) (*Role, map[string]string, error) {
-	args = append([]string{role}, args...)
-	args = append(args, "--data-dir", dir, "--http-listen", "127.0.0.1:0", "--log-level", "warn")
-	cmd := exec.Command(cfg.Binary, args...) //nolint:noctx // our own binary; ended by Stop, not by a context
-	cmd.Env, cmd.Stderr = r.env, cfg.Stderr
-	proc, err := child.Start(cmd)
+// PID returns the role's process ID.
+func (r *Role) PID() int { return r.proc.PID() }
+
+// Address returns one of the addresses that the role listens on: grpc, data or
+// http.
+func (r *Role) Address(name string) string { return r.addresses[name] }
+
+// StartRoles runs a master and a worker, and returns when reads work.
+func StartRoles(ctx context.Context, cfg RolesConfig) (*Roles, error) {
+	c := &Roles{cfg: cfg}
+	if err := c.start(ctx); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+func (c *Roles) start(ctx context.Context) (err error) {
+	const anyPort = "127.0.0.1:0"
+	dir := filepath.Join(c.cfg.Dir, "master")
+	if c.Master, err = c.launch(ctx, "master", dir, "--data-dir", dir, "--listen", anyPort, "--raft-listen", anyPort, "--http-listen", anyPort); err != nil {
+		return err
+	}
+	dir = filepath.Join(c.cfg.Dir, "worker")
+	if c.Worker, err = c.launch(ctx, "worker", dir, "--data-dir", dir, "--cache", c.cfg.Cache, "--listen", anyPort, "--data-listen", anyPort, "--http-listen", anyPort); err != nil {
+		return err
+	}
+	args := []string{"ufs", "add", "/", c.cfg.URI}
+	for _, o := range c.cfg.Options {
+		args = append(args, "--ufs-opt", o)
+	}
+	if err := c.Run(ctx, io.Discard, c.cfg.Stderr, args...); err != nil {
+		return err
+	}
+	return c.Run(ctx, io.Discard, c.cfg.Stderr, "status", "--wait", readyPatience.String())
+}
+
+// Mount mounts the cluster at point, which is made, with options as -o has
+// them, and returns when it answers.
+func (c *Roles) Mount(ctx context.Context, point, options string) (*Role, error) {
+	if err := os.MkdirAll(point, 0o755); err != nil {
+		return nil, err
+	}
+	base := filepath.Join(c.cfg.Dir, "mounts")
+	dir := filepath.Join(base, url.PathEscape(strings.TrimPrefix(point, "/")))
+	args := []string{point, "--data-dir", base, "--http-listen", "127.0.0.1:0"}
+	if options != "" {
+		args = append(args, "-o", options)
+	}
+	r, err := c.launch(ctx, "mount", dir, args...)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	started := &Role{proc: proc}
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-proc.Done():
-			return started, nil, fmt.Errorf("millrace %s ended before it was ready: %w", role, proc.Err())
-		case <-ctx.Done():
-			return started, nil, context.Cause(ctx)
-		}
-		// A mount has a directory of its own below the one that it is given.
-		for _, name := range []string{"addresses.json", "*/addresses.json"} {
-			files, err := filepath.Glob(filepath.Join(dir, name))
-			if err != nil || len(files) == 0 {
-				continue
-			}
-			if a := addressesOf(files[0], role); a["http"] != "" {
-				started.HTTP = a["http"]
-				return started, a, nil
-			}
-		}
-	}
+	c.mounts = append(c.mounts, r)
+	return r, nil
 }
 
-// addressesOf returns the addresses of a role, nothing while they are not
-// written.
-func addressesOf(file, role string) map[string]string {
-	b, err := os.ReadFile(file)
-	if err != nil {
+// Unmount ends a mount.
+func (c *Roles) Unmount(r *Role) error {
+	for i, m := range c.mounts {
+		if m == r {
+			c.mounts = append(c.mounts[:i], c.mounts[i+1:]...)
+			break
+		}
+	}
+	return r.stop()
+}
+
+// Stop ends all processes cleanly, mounts first.
+func (c *Roles) Stop() error {
+	var err error
+	for _, m := range c.mounts {
+		err = errors.Join(err, m.stop())
+	}
+	c.mounts = nil
+	return errors.Join(err, c.Worker.stop(), c.Master.stop())
+}
+
+func (r *Role) stop() error {
+	if r == nil {
 		return nil
 	}
-	var roles map[string]map[string]string
-	if json.Unmarshal(b, &roles) != nil {
-		return nil
-	}
-	for name, a := range roles {
-		if strings.HasPrefix(name, role) {
-			return a
-		}
-	}
-	return nil
+	return r.proc.Terminate(stopPatience)
 }
 
-// Run runs `millrace ARGS...` against the cluster.
-func (r *Roles) Run(ctx context.Context, stdout, stderr io.Writer, args ...string) error {
-	cmd := exec.CommandContext(ctx, r.binary, args...)
-	cmd.Env, cmd.Stdout, cmd.Stderr = r.env, stdout, stderr
+// Run runs `millrace ARGS...` against the cluster, its output going to the
+// given writers.
+func (c *Roles) Run(ctx context.Context, stdout, stderr io.Writer, args ...string) error {
+	cmd := exec.CommandContext(ctx, c.cfg.Binary, args...)
+	cmd.Env = c.env()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("millrace %s: %w", strings.Join(args, " "), err)
 	}
 	return nil
 }
 
-// Stop ends the processes cleanly, the mount first.
-func (r *Roles) Stop() error {
-	var list []error
-	for _, role := range []*Role{r.Mount, r.Worker, r.Master} {
-		if role != nil {
-			list = append(list, role.proc.Terminate(stopPatience))
+func (c *Roles) env() []string {
+	env := append(os.Environ(), c.cfg.Env...)
+	if c.Master != nil {
+		env = append(env, "MILLRACE_MASTERS="+c.Master.Address("grpc"))
+	}
+	return append(env, "MILLRACE_CLUSTER_LOG_LEVEL=warn")
+}
+
+// launch starts a role and waits until it says that it is ready.
+func (c *Roles) launch(ctx context.Context, name, dir string, args ...string) (*Role, error) {
+	if err := os.RemoveAll(filepath.Join(dir, "addresses.json")); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(c.cfg.Binary, append([]string{name}, args...)...) //nolint:noctx // our own binary; ended by stop, not by a context
+	cmd.Env, cmd.Stderr = c.env(), c.cfg.Stderr
+	// Asked to end rather than killed, a mount takes itself away.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	proc, err := child.Start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	r := &Role{name: name, dir: dir, proc: proc}
+	if err := r.awaitReady(ctx); err != nil {
+		if proc.Running() {
+			err = errors.Join(err, r.stop())
+		}
+		return nil, fmt.Errorf("start the %s: %w", name, err)
+	}
+	return r, nil
+}
+
+func (r *Role) awaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := r.ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-r.proc.Done():
+			return r.proc.Ended()
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
 		}
 	}
-	return errors.Join(list...)
+}
+
+func (r *Role) ready(ctx context.Context) error {
+	b, err := os.ReadFile(filepath.Join(r.dir, "addresses.json"))
+	if err != nil {
+		return err
+	}
+	var roles map[string]map[string]string
+	if err := json.Unmarshal(b, &roles); err != nil {
+		return err
+	}
+	for role, addresses := range roles {
+		if strings.HasPrefix(role, r.name) {
+			r.addresses = addresses
+		}
+	}
+	_, err = r.fetch(ctx, "/readyz")
+	return err
+}
+
+func (r *Role) fetch(ctx context.Context, path string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.Address("http")+path, http.NoBody)
+	if err != nil {
+		return "", err
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s of the %s: %s: %s", path, r.name, resp.Status, text)
+	}
+	return string(text), err
+}
+
+// Metric returns the sum of a metric's values over all its labels.
+func (r *Role) Metric(ctx context.Context, name string) (sum float64, err error) {
+	text, err := r.fetch(ctx, "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
+			continue
+		}
+		fields := strings.Fields(line)
+		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+		if err != nil {
+			return 0, fmt.Errorf("metric %s: %w", name, err)
+		}
+		sum += v
+	}
+	return sum, nil
 }
