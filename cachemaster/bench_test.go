@@ -169,3 +169,19 @@ func BenchmarkList(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkJob is one file of a load job, from the listing to the result: the
+// master, and a worker that does nothing.
+func BenchmarkJob(b *testing.B) {
+	for range b.N {
+		c, paths := benchCluster(b)
+		c.join(b, newFakeWorker(b, "w1"))
+		took := startCPU()
+		job := c.await(b, c.submit(b, "/"))
+		took.report(b, len(paths), "file")
+		if job.GetState() != api.JobState_JOB_STATE_SUCCEEDED || job.GetFiles().GetLoaded() != int64(len(paths)) {
+			b.Errorf("job %v", job)
+		}
+		c.stop()
+	}
+}

@@ -17,6 +17,8 @@
 //     never served after that change.
 //   - Of a directory that is known in part, the metadata cache tells what is
 //     there and never what is not.
+//   - That something is missing is never believed for longer than missing_ttl,
+//     whatever the freshness.
 //   - Placement follows the registry, not liveness: a worker that is away
 //     keeps what it owns.
 //   - A job's committed sums count exactly the files up to its committed

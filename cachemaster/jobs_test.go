@@ -40,7 +40,7 @@ type fakeWorker struct {
 	dropErr error
 }
 
-func newFakeWorker(t *testing.T, id string) *fakeWorker {
+func newFakeWorker(t testing.TB, id string) *fakeWorker {
 	t.Helper()
 	w := &fakeWorker{id: id, cached: map[string]int64{}, loads: map[string]int{}, fail: map[string]errs.Kind{}}
 	l := listen(t)
@@ -59,7 +59,7 @@ func newFakeWorker(t *testing.T, id string) *fakeWorker {
 }
 
 // join registers the worker and lets it be heard, from then on.
-func (c *cluster) join(t *testing.T, w *fakeWorker) {
+func (c *cluster) join(t testing.TB, w *fakeWorker) {
 	t.Helper()
 	r := registration(w.id, 1000, 8*1024)
 	r.Addresses.Grpc = w.address
@@ -84,7 +84,7 @@ func (c *cluster) join(t *testing.T, w *fakeWorker) {
 	})
 }
 
-func (c *cluster) beat(t *testing.T, w *fakeWorker) {
+func (c *cluster) beat(t testing.TB, w *fakeWorker) {
 	t.Helper()
 	_, err := c.registry.Heartbeat(context.WithoutCancel(t.Context()), &api.HeartbeatRequest{
 		WorkerId: w.id, StartEpoch: 1, Addresses: &api.WorkerAddresses{Grpc: w.address, Data: "127.0.0.1:2"},
@@ -178,7 +178,7 @@ func (w *fakeWorker) Cached(_ context.Context, r *api.CachedRequest) (*api.Cache
 }
 
 // submit submits a job and follows it to its end.
-func (c *cluster) submit(t *testing.T, paths ...string) string {
+func (c *cluster) submit(t testing.TB, paths ...string) string {
 	t.Helper()
 	r := &api.SubmitLoadRequest{IdempotencyKey: t.Name() + strings.Join(paths, ",")}
 	for _, p := range paths {
@@ -195,7 +195,7 @@ func (c *cluster) submit(t *testing.T, paths ...string) string {
 	return reply.GetId()
 }
 
-func (c *cluster) await(t *testing.T, id string) *api.Job {
+func (c *cluster) await(t testing.TB, id string) *api.Job {
 	t.Helper()
 	stream, err := c.jobs.WatchJob(t.Context(), &api.WatchJobRequest{Id: id})
 	if err != nil {

@@ -35,7 +35,7 @@ const firstListed = 2
 // bounded memory; a position behind its window starts the listing anew.
 type dirStream struct {
 	node  *node
-	start func() (chunks <-chan chunk, stop context.CancelFunc)
+	start func(anew bool) (chunks <-chan chunk, stop context.CancelFunc)
 
 	mu     sync.Mutex // held for a READDIR
 	chunks <-chan chunk
@@ -43,6 +43,7 @@ type dirStream struct {
 	window []listed // entries from position base on
 	base   uint64
 	ended  bool
+	anew   bool // listings are to come from the masters
 	closed bool
 }
 
@@ -67,34 +68,80 @@ func (f *fsys) OpenDir(_ <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut
 	case !n.dir:
 		return gofuse.ENOTDIR
 	}
-	out.Fh = f.dirs.add(&dirStream{node: n, base: firstListed, start: func() (<-chan chunk, context.CancelFunc) {
+	out.Fh = f.dirs.add(&dirStream{node: n, base: firstListed, start: func(anew bool) (<-chan chunk, context.CancelFunc) {
 		ctx, stop := f.req.begin()
 		ch := make(chan chunk, dirAhead)
-		f.req.workers.Go(func() { f.list(ctx, n.path, ch) })
+		f.req.workers.Go(func() {
+			to := feeder{ctx: ctx, ch: ch}
+			if !anew && f.listKnown(n.path, &to) {
+				return
+			}
+			f.list(n.path, &to)
+		})
 		return ch, stop
 	}})
 	return gofuse.OK
 }
 
-// list feeds a listing into ch until it ends or ctx does, and the entries
-// into the cache.
-func (f *fsys) list(ctx context.Context, dir string, ch chan<- chunk) {
-	var part []listed
-	send := func(c chunk) bool {
-		select {
-		case ch <- c:
-			return true
-		case <-ctx.Done():
+// feeder cuts a listing into chunks.
+type feeder struct {
+	ctx  context.Context //nolint:containedctx // lives as long as the one listing
+	ch   chan<- chunk
+	part []listed
+	fed  int // entries
+}
+
+// add feeds an entry; false ends the listing.
+func (t *feeder) add(l listed) bool {
+	t.fed++
+	t.part = append(t.part, l)
+	return len(t.part) < dirChunk || t.send(chunk{})
+}
+
+// send hands over what was added, and c with it.
+func (t *feeder) send(c chunk) bool {
+	c.entries, t.part = t.part, nil
+	select {
+	case t.ch <- c:
+		return true
+	case <-t.ctx.Done():
+		return false
+	}
+}
+
+// listKnown feeds a directory whose whole listing is in the cache, and asks no
+// master. It reports false if the cache has not all of it, or lost some
+// meanwhile: what was fed then is the listing's beginning.
+func (f *fsys) listKnown(dir string, to *feeder) bool {
+	l := f.entries.whole.of(dir)
+	if l == nil || !time.Now().Before(l.until) {
+		return false
+	}
+	for _, p := range l.paths {
+		a, ok := f.entries.peek(p)
+		switch {
+		case !ok || l.spoilt.Load():
 			return false
+		case a.entry == nil: // it went since
+		case !to.add(listed{a.entry, a.asked}):
+			return true
 		}
 	}
+	to.send(chunk{end: true})
+	return true
+}
+
+// list feeds a listing until it ends or its reader is gone, but for what was
+// fed before, and the entries into the cache.
+func (f *fsys) list(dir string, to *feeder) {
+	skip := to.fed
 	var until time.Time // zero while nothing came, or when nothing may be kept
 	whole := f.entries.whole.begin(dir)
 	first, asked := true, time.Now()
-	for e, err := range f.client.List(ctx, dir, client.ListOptions{WithTickets: true}) {
+	for e, err := range f.client.List(to.ctx, dir, client.ListOptions{WithTickets: true}) {
 		if err != nil {
-			f.entries.whole.end(whole, time.Time{})
-			send(chunk{entries: part, err: err})
+			f.entries.whole.end(whole, time.Time{}, time.Time{})
+			to.send(chunk{err: err})
 			return
 		}
 		if first || e.ValidUntil.Before(until) {
@@ -104,19 +151,17 @@ func (f *fsys) list(ctx context.Context, dir string, ch chan<- chunk) {
 			continue
 		}
 		f.entries.put(e, asked, whole)
-		if part = append(part, listed{e, asked}); len(part) == dirChunk {
-			if !send(chunk{entries: part}) {
-				f.entries.whole.end(whole, time.Time{})
-				return
-			}
-			part = nil
+		if skip > 0 {
+			skip--
+			continue
+		}
+		if !to.add(listed{e, asked}) {
+			f.entries.whole.end(whole, time.Time{}, time.Time{})
+			return
 		}
 	}
-	if bound := asked.Add(absentFor); until.After(bound) {
-		until = bound
-	}
-	f.entries.whole.end(whole, until)
-	send(chunk{entries: part, end: true})
+	f.entries.whole.end(whole, until, asked.Add(absentFor))
+	to.send(chunk{end: true})
 }
 
 // at returns the entry at a position of the listing; ok is false behind its
@@ -130,7 +175,7 @@ func (d *dirStream) at(ctx context.Context, pos uint64) (l listed, ok bool, err 
 			return listed{}, false, nil
 		}
 		if d.chunks == nil {
-			d.chunks, d.stop = d.start()
+			d.chunks, d.stop = d.start(d.anew)
 		}
 		select {
 		case c := <-d.chunks:
@@ -188,6 +233,7 @@ func (d *dirStream) read(ctx context.Context, pos uint64, add func(l listed, nex
 	}
 	if pos == 0 && (d.chunks != nil || d.ended) {
 		d.rewind() // rewinddir(3) sees the directory as it is now
+		d.anew = true
 	}
 	for first := pos; ; pos++ {
 		var l listed

@@ -29,6 +29,9 @@
 //   - A local file is believed only if it is as long as it must be, and one
 //     that cannot be read is read through the client instead.
 //   - A READ allocates nothing.
+//   - A directory of which every name is in the entry cache, as the masters
+//     listed it and still fresh, is read again without a master; a rewound one
+//     is listed anew. What a listing lacks is believed missing for a minute.
 //   - Nothing can be written: every such request is EROFS.
 //   - Run leaves no dead mount point behind.
 package fuse

@@ -15,7 +15,7 @@ const (
 	cacheShards = 32 // a power of two
 	// answerOverhead is what an answer costs beside its texts, in bytes, its
 	// place in the map included.
-	answerOverhead = 192
+	answerOverhead = 208
 	// hotShare is how much of the cache the answers may fill that were used
 	// more than once, so that a listing of a million names, and a look at each
 	// of them, does not drive out what programs work with.
@@ -142,10 +142,25 @@ func (c *entryCache) get(p string) (a answer, ok bool) {
 	return c.epoch.unpack(&x.packed), true
 }
 
+// peek is get for who passes over many names: nothing becomes hot by it.
+func (c *entryCache) peek(p string) (a answer, ok bool) {
+	s := c.shard(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x := s.byPath[p]
+	if x == nil {
+		return answer{}, false
+	}
+	return c.epoch.unpack(&x.packed), true
+}
+
 // put enters an answer about e's path, unless there is a newer one. by is the
 // listing that it came with, nil if it came alone.
 func (c *entryCache) put(e *client.Entry, asked time.Time, by *listing) {
 	c.enter(e.Path, answer{entry: e, asked: asked, until: e.ValidUntil}, by)
+	if by != nil {
+		by.add(e.Path)
+	}
 }
 
 // putAbsent enters the answer that nothing is at a path.
@@ -242,14 +257,14 @@ func (c *entryCache) absent(p string, now time.Time) (until time.Time, ok bool) 
 	// The listing first: an answer that it brought is then either there or
 	// was removed, which spoils the listing before.
 	l := c.whole.of(path.Dir(p))
-	if l == nil || l.spoilt.Load() || !now.Before(l.until) {
+	if l == nil || l.spoilt.Load() || !now.Before(l.absence) {
 		return time.Time{}, false
 	}
 	s := c.shard(p)
 	s.mu.Lock()
 	known := s.byPath[p] != nil
 	s.mu.Unlock()
-	return l.until, !known && !l.spoilt.Load()
+	return l.absence, !known && !l.spoilt.Load()
 }
 
 // listings are the directories whose whole listing is in the cache.
@@ -263,10 +278,21 @@ type listings struct {
 type listing struct {
 	dir    string
 	spoilt atomic.Bool
+	paths  []string // in order; of the one who lists until it is whole
 
 	// Guarded by listings.mu until it is whole, constant from then on.
-	whole bool
-	until time.Time
+	whole   bool
+	until   time.Time // it tells what is there
+	absence time.Time // it tells what is not there
+}
+
+// add enters the next name. A listing that is spoilt is good for nothing.
+func (x *listing) add(p string) {
+	if x.spoilt.Load() {
+		x.paths = nil
+		return
+	}
+	x.paths = append(x.paths, p)
 }
 
 // begin announces a listing whose entries will be put.
@@ -286,8 +312,9 @@ func (l *listings) begin(dir string) *listing {
 }
 
 // end says that all entries of a listing were put, and how long they are
-// valid; the zero time, that it is not whole.
-func (l *listings) end(x *listing, until time.Time) {
+// valid; the zero time, that it is not whole. absence bounds how long it tells
+// what is not there.
+func (l *listings) end(x *listing, until, absence time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.byDir[x.dir] != x {
@@ -297,7 +324,10 @@ func (l *listings) end(x *listing, until time.Time) {
 		l.spoil(x.dir)
 		return
 	}
-	x.whole, x.until = true, until
+	x.whole, x.until, x.absence = true, until, until
+	if absence.Before(until) {
+		x.absence = absence
+	}
 }
 
 // of returns the whole listing of a directory, nil if there is none.

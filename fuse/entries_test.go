@@ -104,7 +104,7 @@ func listAll(c *entryCache, dir string, n int, asked, until time.Time) *listing 
 	for i := range n {
 		c.put(entry(fmt.Sprintf("%s/%d", dir, i), "1", until), asked, l)
 	}
-	c.whole.end(l, until)
+	c.whole.end(l, until, until)
 	return l
 }
 
@@ -125,7 +125,7 @@ func TestWholeListingsKnowWhatIsNotThere(t *testing.T) {
 			l := c.whole.begin("/d")
 			c.put(entry("/d/1", "1", until), now, l)
 		}, false},
-		"broken off": {func(c *entryCache) { c.whole.end(c.whole.begin("/d"), time.Time{}) }, false},
+		"broken off": {func(c *entryCache) { c.whole.end(c.whole.begin("/d"), time.Time{}, time.Time{}) }, false},
 		"not fresh":  {func(c *entryCache) { listAll(c, "/d", 10, now, now) }, false},
 		"another began": {func(c *entryCache) {
 			listAll(c, "/d", 10, now, until)
@@ -138,7 +138,7 @@ func TestWholeListingsKnowWhatIsNotThere(t *testing.T) {
 		"a name came while it was under way": {func(c *entryCache) {
 			l := c.whole.begin("/d")
 			c.put(entry("/d/new", "1", until), now.Add(1), nil)
-			c.whole.end(l, until)
+			c.whole.end(l, until, until)
 		}, false},
 		"a version came": {func(c *entryCache) {
 			listAll(c, "/d", 10, now, until)

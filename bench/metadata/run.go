@@ -97,9 +97,6 @@ func run(ctx context.Context, args []string) error {
 	server := &http.Server{Handler: b.s3, ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(l) }() // ends with Close
 	defer server.Close()
-	if err := os.Mkdir(b.point, 0o700); err != nil {
-		return err
-	}
 	if err := b.makeLocal(); err != nil {
 		return err
 	}
