@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"millrace/bench/rig"
 	"millrace/internal/size"
 )
@@ -35,7 +37,7 @@ func parse(args []string) (*settings, error) {
 	flags.TextVar(&s.big, "big", s.big, "size of the large object")
 	flags.IntVar(&s.small, "small", 10000, "number of 100 KiB objects")
 	flags.StringVar(&s.dir, "dir", os.TempDir(), "directory on the disk to measure; it takes four times the data")
-	flags.StringVar(&s.memory, "memory", "/dev/shm", "directory on tmpfs; it takes twice the data; empty: no memory tier")
+	flags.StringVar(&s.memory, "memory", "/dev/shm", "directory on tmpfs; it takes twice the data")
 	flags.StringVar(&s.json, "json", "bench/out/report.json", "where the JSON goes; empty for nowhere")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -58,6 +60,7 @@ type report struct {
 	bare       *rig.Bare
 	ssd, cold  *rig.Roles // both cache on the disk
 	mem        *rig.Roles // nil without a memory tier
+	noMemory   error      // why there is none
 	procs      []proc     // whose CPU time is measured
 	wire       *wire
 	samples    map[string][]sample
@@ -83,11 +86,15 @@ func run(ctx context.Context, args []string) (err error) {
 		big: rig.Big(1, int64(s.big)), small: rig.Small(s.small, smallSize),
 		samples: map[string][]sample{}, peak: map[string]int64{},
 	}
+	data := r.big.Bytes() + r.small.Bytes()
+	if err := haveRoom(s.dir, 4*data); err != nil {
+		return err
+	}
 	if r.dir, err = os.MkdirTemp(s.dir, "millrace-bench-"); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(r.dir)) }()
-	if s.memory != "" {
+	if r.noMemory = haveRoom(s.memory, 2*data); r.noMemory == nil {
 		if r.memory, err = os.MkdirTemp(s.memory, "millrace-bench-"); err != nil {
 			return err
 		}
@@ -103,6 +110,18 @@ func run(ctx context.Context, args []string) (err error) {
 		return nil
 	}
 	return out.save(s.json)
+}
+
+// haveRoom returns an error if a directory has less than n bytes free.
+func haveRoom(dir string, n int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < n {
+		return fmt.Errorf("%s has %d MiB free, and this takes %d", dir, free>>20, n>>20)
+	}
+	return nil
 }
 
 // whole sets up, measures, and takes down.

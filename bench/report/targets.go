@@ -157,8 +157,8 @@ func (r *report) missing() []string {
 		"open and close in no-open mode: mounts have no such option",
 		"hit ratio of shuffled epochs: that is by trace replay, not through a mount",
 	}
-	if r.mem == nil {
-		all = append(all, "the memory tier: no directory on tmpfs was named")
+	if r.noMemory != nil {
+		all = append(all, "the memory tier: "+r.noMemory.Error())
 	}
 	return all
 }
