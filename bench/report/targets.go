@@ -59,7 +59,11 @@ func (t target) judge(runs int) (verdict, bool) {
 	v.Target = strings.TrimSpace(fmt.Sprintf("%s %s %s", sign, figure(t.want), t.unit))
 	v.Met, v.Verdict = reached(t.want), "met"
 	if !v.Met {
-		v.Verdict = fmt.Sprintf("missed: %s %s %s", figure(v.Median), broken, figure(t.want))
+		got := figure(v.Median)
+		if got == figure(t.want) { // by less than is printed
+			got = fmt.Sprint(v.Median)
+		}
+		v.Verdict = fmt.Sprintf("missed: %s %s %s", got, broken, figure(t.want))
 	}
 	switch {
 	case v.Met || t.floor == 0:

@@ -35,6 +35,7 @@ func TestJudge(t *testing.T) {
 		"at least, missed":        {target{least: true, want: 0.55, figure: runs(0.41, 0.41, 0.9)}, false, "missed: 0.41 < 0.55"},
 		"at most, met":            {target{want: 95, figure: runs(95, 80)}, true, "met"},
 		"at most, missed":         {target{want: 95, figure: runs(120, 110, 100)}, false, "missed: 110 > 95.0"},
+		"missed by a hair":        {target{least: true, want: 0.45, figure: runs(0.4499)}, false, "missed: 0.4499 < 0.45"},
 		"missed, above the floor": {target{least: true, want: 0.55, floor: 0.35, figure: runs(0.41)}, false, "missed: 0.41 < 0.55, but >= 0.35"},
 		"missed, below the floor": {target{want: 1.6, floor: 2.4, figure: runs(2.5)}, false, "missed: 2.50 > 1.60, and > 2.40"},
 		"a floor nobody asks for": {target{want: 1.6, floor: 2.4, figure: runs(1.5)}, true, "met"},
