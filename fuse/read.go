@@ -58,8 +58,11 @@ func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofus
 	want := int64(len(buf))
 	var res gofuse.ReadResult
 	if f.spliced.has(want) && !o.local.copied.Load() {
-		res = f.replies.ofFile(f, o, d, off, want)
-	} else {
+		if p := f.replies.ofFile(f, o, d, off, want); p != nil {
+			res = p
+		}
+	}
+	if res == nil {
 		base, _ := d.Extent()
 		if !preadFull(d.FD(), buf, base+off) {
 			o.local.distrust()
