@@ -17,7 +17,7 @@ func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64,
 	if f.t.Unsettled {
 		return nil, 0, 0, errs.E(errs.Unsupported, op, f.t.Path, errors.New("a version that may still change is not kept"))
 	}
-	if f.verify {
+	if f.verifies() {
 		return nil, 0, 0, errs.E(errs.Unsupported, op, f.t.Path, errors.New("its under-store mount has verify=always: nobody checks what is read by a descriptor"))
 	}
 	h, err := f.w.tier.Acquire(tier.FileOf(f.t), f.t.Geometry().Whole())
