@@ -24,6 +24,9 @@ NO_RACE := ./blockio
 DURATION ?= 10m
 SEED ?=
 
+# Flags of the benchmarks; bin/bench -help lists them.
+BENCH_FLAGS ?=
+
 # The race detector needs a C compiler. Without one the tests run all the
 # same, and say so; where everything is required they fail.
 HAVE_CC := $(shell command -v "$$($(GO) env CC)" 2>/dev/null)
@@ -101,9 +104,23 @@ demo: build $(TOOLS)/versitygw ## a real S3 bucket, mounted, warmed by a load jo
 	exec bin/demo
 
 .PHONY: bench
-bench: build $(TOOLS)/versitygw ## cold and warm reads, as ratios to a bare S3 client and the local disk
+bench: build $(TOOLS)/versitygw ## this machine's figures beside the targets, some 10 minutes (BENCH_FLAGS='-runs 1 -big 256MiB -small 1000' to shorten)
+	$(GO) build -o bin/barefuse ./bench/barefuse
 	$(GO) build -o bin/bench ./bench/report
-	exec bin/bench
+	exec bin/bench $(BENCH_FLAGS)
+
+.PHONY: bench-peers
+bench-peers: $(TOOLS)/versitygw ## the same work on JuiceFS, geesefs and rclone, those that are on PATH (BENCH_FLAGS)
+	$(GO) build -o bin/bench-peers ./bench/peers
+	exec bin/bench-peers $(BENCH_FLAGS)
+
+# The packages with benchmarks, and which of those run together.
+MICRO := ./block ./blockio ./tier ./cacheworker ./cachemaster/blockmap ./fuse
+MICRO_RUN ?= Owners|Ticket|ParseHeader|Read4K|Read1M|OpenRead4K|Hit|Fill|FullReport|Locations|BenchmarkRead$$
+
+.PHONY: bench-micro
+bench-micro: ## the parts by themselves: data plane, cache hit and fill, decoding, placement, block map
+	$(GO) test -run '^$$' -bench '$(MICRO_RUN)' -benchmem -count 5 -benchtime 0.2s $(MICRO)
 
 ##@ Rest
 
@@ -121,7 +138,7 @@ distclean: clean ## remove the tools too
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Pinned tools: one module each, so that their dependencies are not ours. A
 # tool is built again when its module changes.

@@ -158,3 +158,14 @@ func serveTold(f *testFile) readHook {
 		return w.Write(f.data[req.Extent.Offset:req.Extent.End()])
 	}
 }
+
+// BenchmarkParseHeader decodes the header of a frame.
+func BenchmarkParseHeader(b *testing.B) {
+	encoded := appendHeader(nil, &header{Op: opRead, Length: readPayloadSize, RequestID: 1, Handle: 2, PlacementEpoch: 3})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := parseHeader(encoded); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -4,109 +4,127 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"text/tabwriter"
+	"time"
 
-	"millrace/bench/rig"
+	"millrace/internal/size"
 )
 
-// samples are the costs of all runs by data set and way of reading.
-type samples map[string]map[string][]rig.Cost
-
-func (s samples) add(set, way string, c rig.Cost) {
-	if s[set] == nil {
-		s[set] = map[string][]rig.Cost{}
-	}
-	s[set][way] = append(s[set][way], c)
-}
-
-// result is one line of the table. Seconds are of the median run.
-type result struct {
-	Set          string  `json:"set"`
-	Way          string  `json:"way"`
-	Seconds      float64 `json:"seconds"`
-	Fastest      float64 `json:"fastest_seconds"`
-	Slowest      float64 `json:"slowest_seconds"`
-	Rate         float64 `json:"rate"`       // of the median run
-	Unit         string  `json:"unit"`       // of Rate: MiB/s or files/s
-	Ratio        float64 `json:"ratio"`      // of Rate to the yardstick's
-	Yardstick    string  `json:"yardstick"`  // the way it is compared with
-	DaemonCPU    float64 `json:"daemon_cpu"` // median; CPU s per GiB, or CPU µs per file
-	DaemonUnit   string  `json:"daemon_cpu_unit"`
-	GetsPerRun   float64 `json:"s3_gets"`   // median
-	OthersPerRun float64 `json:"s3_others"` // median
-}
-
+// results is what is printed and saved.
 type results struct {
-	Runs  int      `json:"runs"`
-	Cores int      `json:"cores"`
-	Lines []result `json:"results"`
+	Runs    int                `json:"runs"`
+	Cores   int                `json:"cores"`
+	Seconds float64            `json:"seconds"` // that everything took
+	Large   size.Bytes         `json:"large_object"`
+	Small   int                `json:"small_objects"`
+	Targets []verdict          `json:"targets"`
+	Missing []string           `json:"not_measured"`
+	Steps   []measured         `json:"measurements"`
+	Peak    map[string]float64 `json:"peak_rss_mib"` // of each process
 }
 
-func (r *report) results(runs int) results {
-	out := results{Runs: runs, Cores: runtime.NumCPU()}
-	for _, set := range r.sets {
-		ways := r.samples[set.Name]
-		amount, unit := float64(set.Bytes())/(1<<20), "MiB/s"
-		perDaemon, daemonUnit := float64(set.Bytes())/(1<<30), "CPU s/GiB"
-		if set.Name == "small" {
-			amount, unit = float64(len(set.Objects)), "files/s"
-			perDaemon, daemonUnit = float64(len(set.Objects))/1e6, "CPU us/file"
+// measured is a step and what it cost in each run.
+type measured struct {
+	Name    string   `json:"name"`
+	Unit    string   `json:"unit"` // of the rates and of work
+	Median  float64  `json:"median_rate"`
+	Slowest float64  `json:"slowest_rate"`
+	Fastest float64  `json:"fastest_rate"`
+	Runs    []sample `json:"runs"`
+}
+
+func (r *report) results(began time.Time) *results {
+	out := &results{
+		Runs: r.runs, Cores: runtime.NumCPU(), Seconds: time.Since(began).Seconds(),
+		Large: r.settings.big, Small: len(r.small.Objects),
+		Peak: map[string]float64{}, Missing: r.missing(),
+	}
+	for _, t := range r.targets() {
+		if v, ok := t.judge(r.runs); ok {
+			out.Targets = append(out.Targets, v)
 		}
-		rate := func(way string) float64 { return amount / median(ways[way], wall) }
-		for _, way := range []string{wayBare, wayCold, wayLocal, wayWarm} {
-			yardstick := wayBare
-			if way == wayLocal || way == wayWarm {
-				yardstick = wayLocal
-			}
-			out.Lines = append(out.Lines, result{
-				Set: set.Name, Way: way,
-				Seconds: median(ways[way], wall),
-				Fastest: slices.Min(values(ways[way], wall)), Slowest: slices.Max(values(ways[way], wall)),
-				Rate: rate(way), Unit: unit, Ratio: rate(way) / rate(yardstick), Yardstick: yardstick,
-				DaemonCPU: median(ways[way], daemon) / perDaemon, DaemonUnit: daemonUnit,
-				GetsPerRun: median(ways[way], gets), OthersPerRun: median(ways[way], others),
-			})
-		}
+	}
+	for _, s := range r.steps(0) {
+		m := measured{Name: s.name, Unit: s.unit, Runs: r.samples[s.name]}
+		rates := sortedBy(m.Runs, sample.rate)
+		m.Slowest, m.Median, m.Fastest = rates[0], median(rates), rates[len(rates)-1]
+		out.Steps = append(out.Steps, m)
+	}
+	for name, n := range r.peak {
+		out.Peak[name] = float64(n) / (1 << 20)
 	}
 	return out
 }
 
-func wall(c rig.Cost) float64   { return c.Wall.Seconds() }
-func daemon(c rig.Cost) float64 { return c.Daemon.Seconds() }
-func gets(c rig.Cost) float64   { return float64(c.Gets) }
-func others(c rig.Cost) float64 { return float64(c.Others) }
-
-func values(costs []rig.Cost, of func(rig.Cost) float64) []float64 {
-	v := make([]float64, 0, len(costs))
-	for _, c := range costs {
-		v = append(v, of(c))
+func sortedBy(all []sample, of func(sample) float64) []float64 {
+	v := make([]float64, 0, len(all))
+	for _, s := range all {
+		v = append(v, of(s))
 	}
 	slices.Sort(v)
 	return v
 }
 
-// median returns the middle value, or the mean of the two in the middle.
-func median(costs []rig.Cost, of func(rig.Cost) float64) float64 {
-	v := values(costs, of)
-	n := len(v)
-	return (v[(n-1)/2] + v[n/2]) / 2
-}
+func (m *measured) median(of func(sample) float64) float64 { return median(sortedBy(m.Runs, of)) }
 
-func (r results) print(w io.Writer) {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	_, _ = fmt.Fprintf(t, "medians of %d interleaved runs, %d cores\trate\tratio\tof\tseconds\tfastest to slowest\tdaemon CPU\tS3 GETs\tother S3\t\n", r.Runs, r.Cores)
-	for _, l := range r.Lines {
-		_, _ = fmt.Fprintf(t, "%s, %s\t%.0f %s\t%.2f x\t%s\t%.2f\t%.2f to %.2f\t%.2f %s\t%.0f\t%.0f\t\n", l.Set, l.Way,
-			l.Rate, l.Unit, l.Ratio, l.Yardstick, l.Seconds, l.Fastest, l.Slowest, l.DaemonCPU, l.DaemonUnit, l.GetsPerRun, l.OthersPerRun)
+func (r *results) print(w io.Writer) {
+	fmt.Fprintf(w, "%d interleaved runs on %d cores in %.0f s: an object of %v and %d of 100 KiB.\n", r.Runs, r.Cores, r.Seconds, r.Large, r.Small)
+	fmt.Fprintf(w, "Medians, and in parentheses the lowest and the highest. The kernel's caches are dropped before each\nmeasurement; the S3 server and the readers share the processors.\n\n")
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "work\tcompared\ttarget\tmeasured\t\t")
+	for _, v := range r.Targets {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s (%s to %s)\t%s\t\n", v.Work, v.What, v.Target, figure(v.Median), figure(v.Lowest), figure(v.Highest), v.Verdict)
 	}
 	_ = t.Flush()
+	for _, what := range r.Missing {
+		fmt.Fprintln(w, "Not measured:", what)
+	}
+	fmt.Fprintln(w)
+	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "measurement\trate a second\t\tCPU seconds: mount\tworker\tmaster\treader\tbare mount\tS3 server\tGET\tHEAD\tother\t")
+	for i := range r.Steps {
+		r.Steps[i].print(t)
+	}
+	_ = t.Flush()
+	fmt.Fprintf(w, "\nMost memory, MiB:")
+	for _, name := range slices.Sorted(maps.Keys(r.Peak)) {
+		fmt.Fprintf(w, " %s %.0f", name, r.Peak[name])
+	}
+	fmt.Fprintln(w)
 }
 
-func (r results) save(path string) error {
+// print prints a step's line.
+func (m *measured) print(w io.Writer) {
+	cpu := func(is func(string) bool) string {
+		v := m.median(func(s sample) float64 { return s.cpuOf(is) })
+		if v < 0.005 {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f", v)
+	}
+	ends := func(suffix string) func(string) bool {
+		return func(name string) bool { return strings.HasSuffix(name, suffix) }
+	}
+	count := func(of func(sample) int64) string {
+		if n := m.median(func(s sample) float64 { return float64(of(s)) }); n > 0 {
+			return fmt.Sprintf("%.0f", n)
+		}
+		return "-"
+	}
+	fmt.Fprintf(w, "%s\t%s %s\t(%s to %s)\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n",
+		m.Name, figure(m.Median), m.Unit, figure(m.Slowest), figure(m.Fastest),
+		cpu(ends("-mount")), cpu(ends("-worker")), cpu(ends("-master")), cpu(ends(reader)),
+		cpu(func(name string) bool { return strings.HasPrefix(name, "bare-") }), cpu(ends("s3")),
+		count(func(s sample) int64 { return s.Gets }), count(func(s sample) int64 { return s.Heads }), count(func(s sample) int64 { return s.Others }))
+}
+
+func (r *results) save(path string) error {
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package rig
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strconv"
@@ -12,33 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clockTick is the unit of /proc/PID/stat's times. USER_HZ is 100 on every
-// architecture that Linux and Go share.
-const clockTick = 10 * time.Millisecond
-
 func syncAll() { unix.Sync() }
 
 // CPU returns the CPU time that a process has used so far, in user and kernel
-// mode, all its threads together.
+// mode, all its threads together, ended ones too. It is the process's CPU
+// clock, which is far finer than the ticks of /proc/PID/stat.
 func CPU(pid int) (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
+	const perProcessSched = 2 // CPUCLOCK_SCHED of the whole process
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|perProcessSched), &t); err != nil {
+		return 0, fmt.Errorf("CPU clock of process %d: %w", pid, err)
 	}
-	i := bytes.LastIndexByte(b, ')')
-	f := strings.Fields(string(b[i+1:]))
-	if i < 0 || len(f) < 13 {
-		return 0, fmt.Errorf("malformed /proc/%d/stat", pid)
-	}
-	user, err := strconv.ParseInt(f[11], 10, 64)
-	if err != nil {
-		return 0, err
-	}
-	kernel, err := strconv.ParseInt(f[12], 10, 64)
-	if err != nil {
-		return 0, err
-	}
-	return time.Duration(user+kernel) * clockTick, nil
+	return time.Duration(t.Nano()), nil
 }
 
 // PeakRSS returns the most memory that a process held so far, in bytes.

@@ -2,22 +2,22 @@ package rig
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"strings"
 )
 
 // Requests are counts of requests that an S3 server answered.
 type Requests struct {
 	Gets   int64 // of objects
+	Heads  int64 // of objects
 	Others int64
 }
 
 // Sub returns the requests since an earlier count.
 func (r Requests) Sub(o Requests) Requests {
-	return Requests{Gets: r.Gets - o.Gets, Others: r.Others - o.Others}
+	return Requests{Gets: r.Gets - o.Gets, Heads: r.Heads - o.Heads, Others: r.Others - o.Others}
 }
 
 // CountRequests reads versitygw's access log to its present end: a line a
@@ -32,19 +32,19 @@ func CountRequests(path string) (Requests, error) {
 	}
 	defer f.Close()
 	var r Requests
-	lines := bufio.NewReaderSize(f, 64<<10)
-	for {
-		line, err := lines.ReadString('\n')
-		switch {
-		case strings.Contains(line, " s3_GetObject "):
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		switch line := lines.Bytes(); {
+		case bytes.Contains(line, []byte(" s3_GetObject ")):
 			r.Gets++
-		case strings.Contains(line, " s3_"):
+		case bytes.Contains(line, []byte(" s3_HeadObject ")):
+			r.Heads++
+		case bytes.Contains(line, []byte(" s3_")):
 			r.Others++
 		}
-		if errors.Is(err, io.EOF) {
-			return r, nil
-		} else if err != nil {
-			return Requests{}, fmt.Errorf("access log: %w", err)
-		}
 	}
+	if err := lines.Err(); err != nil {
+		return Requests{}, fmt.Errorf("access log: %w", err)
+	}
+	return r, nil
 }

@@ -46,6 +46,12 @@ func (s *Server) BucketDir(bucket string) string { return s.proc.BucketDir(bucke
 // CPU returns the CPU time that the server has used.
 func (s *Server) CPU() (time.Duration, error) { return CPU(s.proc.PID()) }
 
+// PID returns the server's process ID.
+func (s *Server) PID() int { return s.proc.PID() }
+
+// Requests returns how many requests the server has answered.
+func (s *Server) Requests() (Requests, error) { return CountRequests(accessLog(s.dir)) }
+
 // Stop ends the server.
 func (s *Server) Stop() error { return s.proc.Stop() }
 
@@ -75,6 +81,6 @@ func Measure(s *Server, daemon int, work func() error) (Cost, error) {
 		return Cost{}, err
 	}
 	diff := now.Sub(requests)
-	c.Gets, c.Others = diff.Gets, diff.Others
+	c.Gets, c.Others = diff.Gets, diff.Heads+diff.Others
 	return c, nil
 }

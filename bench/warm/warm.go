@@ -61,8 +61,10 @@ func run(ctx context.Context, args []string) (err error) {
 		sets = append(sets, rig.Big(1, int64(big)))
 	}
 	source := filepath.Join(dir, "source")
-	if err := fill(source, sets); err != nil {
-		return err
+	for _, set := range sets {
+		if err := rig.CopySet(ctx, source, set); err != nil {
+			return err
+		}
 	}
 	var all []*build
 	defer func() {
@@ -93,40 +95,6 @@ func run(ctx context.Context, args []string) (err error) {
 		}
 	}
 	return table(os.Stdout, sets, all)
-}
-
-// fill writes the data sets below a directory.
-func fill(dir string, sets []rig.Dataset) error {
-	buf := make([]byte, 1<<20)
-	for _, set := range sets {
-		for _, o := range set.Objects {
-			name := filepath.Join(dir, filepath.FromSlash(o.Key))
-			if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-				return err
-			}
-			if err := write(name, o, buf); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func write(name string, o rig.Object, buf []byte) (err error) {
-	f, err := os.Create(name)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	content := rig.NewContent(o.Key, o.Size)
-	for off := int64(0); off < o.Size; off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), o.Size-off)]
-		content.ReadAt(p, off)
-		if _, err := f.Write(p); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // start runs a build over the source and mounts it.
