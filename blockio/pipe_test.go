@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"millrace/block"
 	"millrace/internal/errs"
 )
 
@@ -175,6 +176,51 @@ func TestDeadlines(t *testing.T) {
 		}
 		if seen != cfg.RequestTimeout.Std() {
 			t.Errorf("a request without a deadline had %v, want %v", seen, cfg.RequestTimeout)
+		}
+	})
+}
+
+// An OPEN whose time is over before its turn came takes no handle's room.
+func TestLateOpenTakesNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &testHandler{hook: func(_ context.Context, tk *block.Ticket) (File, error) {
+			if tk.Path == "slow" {
+				time.Sleep(time.Second)
+			}
+			return &testFile{}, nil
+		}}
+		cfg := DefaultServerConfig()
+		cfg.MaxRequests, cfg.MaxHandles = 1, 3
+		l, stop := pipeServer(cfg, h)
+		defer stop()
+		nc := l.dial()
+		defer nc.Close()
+		if _, err := shakeHands(t.Context(), nc, DefaultClientConfig()); err != nil {
+			t.Fatal(err)
+		}
+		late := func(id uint64) []byte {
+			b := openFrame(t, id, "late", 1)
+			h, err := parseHeader(b[:headerSize])
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.TimeoutMS = 10
+			return append(appendHeader(nil, &h), b[headerSize:]...)
+		}
+		frames := openFrame(t, 1, "slow", 1)
+		frames = append(append(frames, late(2)...), openFrame(t, 3, "slow", 1)...)
+		frames = append(append(frames, late(4)...), openFrame(t, 5, "f", 1)...)
+		if _, err := nc.Write(frames); err != nil {
+			t.Fatal(err)
+		}
+		for id := uint64(1); id <= 5; id++ {
+			e, err := nextEnd(nc, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if late := id%2 == 0; e.Failed != late || late && e.Kind != errs.Timeout {
+				t.Errorf("OPEN %d: %+v", id, e)
+			}
 		}
 	})
 }

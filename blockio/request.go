@@ -87,6 +87,9 @@ func (r *request) run() {
 
 func (r *request) do() error {
 	if err := r.ctx.Err(); err != nil { // before its turn came
+		if r.ticket != nil {
+			r.conn.giveRoom(r.size)
+		}
 		return errs.Wrap(err, "serve", "")
 	}
 	switch r.head.Op {

@@ -112,6 +112,30 @@ func TestDescriptorsNotGiven(t *testing.T) {
 	again.sameBytes(fd, again.store.part("damaged", damaged.Geometry().Whole()))
 }
 
+// TestDescriptorOfAHugeFile costs little while little of it is cached: who
+// reads it through the worker asks each second.
+func TestDescriptorOfAHugeFile(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	tk := &block.Ticket{MountID: testMount, Path: "huge", Tag: "v1", Length: 5 << 40, BlockSize: block.DefaultBlockSize}
+	tk.FileID = tk.Derive()
+	file, err := r.w.Open(t.Context(), tk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	f, ok := file.(blockio.Descriptors)
+	if !ok {
+		t.Fatal("it has no descriptors")
+	}
+	if n := testing.AllocsPerRun(3, func() {
+		if _, _, _, err := f.Descriptor(t.Context()); !errors.Is(err, errs.NotCached) {
+			t.Fatal(err)
+		}
+	}); n > 100 {
+		t.Errorf("%v allocations for a question", n)
+	}
+}
+
 // TestDescriptorUnderPressure fills the cache over while a descriptor is out:
 // its bytes stay, and what cannot be kept is served all the same.
 func TestDescriptorUnderPressure(t *testing.T) {

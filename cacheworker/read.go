@@ -27,7 +27,7 @@ func (w *Worker) Open(ctx context.Context, t *block.Ticket) (blockio.File, error
 	if err := w.admit(ctx, t); err != nil {
 		return nil, err
 	}
-	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID), verify: w.mounts.verifies(t.MountID)}, nil
+	return &openFile{w: w, t: t, ahead: w.aheads.enter(t.FileID)}, nil
 }
 
 // admit checks a ticket that came from outside.
@@ -56,11 +56,14 @@ func (w *Worker) admit(ctx context.Context, t *block.Ticket) error {
 
 // openFile is one ticket that is open on one connection.
 type openFile struct {
-	w      *Worker
-	t      *block.Ticket
-	ahead  *readAhead
-	verify bool // every read, as the under-store mount has it
+	w     *Worker
+	t     *block.Ticket
+	ahead *readAhead
 }
+
+// verifies reports whether every read is to be checked, as the under-store
+// mount has it now: a file stays open here for long.
+func (f *openFile) verifies() bool { return f.w.mounts.verifies(f.t.MountID) }
 
 // Close implements blockio.File. Flights that it started go on.
 func (f *openFile) Close() error {
@@ -70,7 +73,7 @@ func (f *openFile) Close() error {
 
 // Read implements blockio.File.
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
-	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly, verify: f.verify}
+	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly, verify: f.verifies()}
 	switch req.Priority {
 	case blockio.PriorityRead:
 	case blockio.PriorityLoad:

@@ -62,6 +62,36 @@ func TestVerifyPolicy(t *testing.T) {
 	}
 }
 
+// TestVerifyPolicyChanges sets verify=always while a file is open: from then
+// on its reads are checked, and its descriptor is not given any more.
+func TestVerifyPolicyChanges(t *testing.T) {
+	const length, at = 3*mib + 1000, mib + 5000
+	r := newRig(t, rigOptions{})
+	tk := r.store.put("f", "v1", length)
+	r.mustRead(tk, tk.Geometry().Whole())
+	h := r.open(r.unix, tk)
+	defer r.unix.CloseHandle(h)
+	fd, _, err := r.unix.Descriptor(t.Context(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = fd.Close()
+	mounts := testMounts(2)
+	mounts.Mounts[0].Options = map[string]string{ufs.OptionVerify: ufs.VerifyAlways}
+	if err := r.w.mounts.apply(mounts); err != nil {
+		t.Fatal(err)
+	}
+	if fd, _, err := r.unix.Descriptor(t.Context(), h); errs.KindOf(err) != errs.Unsupported {
+		t.Errorf("a descriptor, by which nobody checks: %v, %v", fd, err)
+	}
+	damage(t, r.dir, r.store.data("f")[at:at+64])
+	e := block.Extent{Offset: at - 100, Length: 1000}
+	p := make([]byte, e.Length)
+	if _, err := r.unix.ReadAt(t.Context(), h, p, e.Offset, blockio.ReadOptions{}); err != nil || !bytes.Equal(p, r.store.part("f", e)) {
+		t.Errorf("damaged bytes were served, %v", err)
+	}
+}
+
 // TestRefetch brings single pages of the very version, and says of what it
 // cannot bring whether it is gone or nobody answers.
 func TestRefetch(t *testing.T) {

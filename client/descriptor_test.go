@@ -268,6 +268,37 @@ func TestDescriptorsAreBounded(t *testing.T) {
 	}
 }
 
+// A descriptor that came long ago is not given to who opens the file anew, so
+// that what the worker does not hand out any more is not read by it for ever.
+func TestDescriptorIsAskedForAnew(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+	c := cl.dial(t)
+	use := func() error {
+		t.Helper()
+		f, err := c.Open(t.Context(), "/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		d, err := f.Descriptor(t.Context())
+		if err != nil {
+			return err
+		}
+		return d.Close()
+	}
+	if err := errors.Join(use(), use()); err != nil || w.asked.Load() != 1 {
+		t.Fatalf("%v; the worker was asked %d times", err, w.asked.Load())
+	}
+	c.descriptors.mu.Lock()
+	c.descriptors.files[tk.FileID].came = time.Now().Add(-descriptorKept)
+	c.descriptors.mu.Unlock()
+	w.refuseWith(errs.Unsupported)
+	if err := use(); !errors.Is(err, errs.Unsupported) || w.asked.Load() != 2 {
+		t.Errorf("%v; the worker was asked %d times", err, w.asked.Load())
+	}
+}
+
 // Reads go on through the worker where descriptors are switched off, and where
 // one fails.
 func TestReadWithoutDescriptor(t *testing.T) {

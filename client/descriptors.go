@@ -31,6 +31,11 @@ const (
 	// long as it does, the worker cannot give the file's room to others; asking
 	// anew costs 20 µs.
 	descriptorIdle = 5 * time.Second
+	// descriptorKept is how long one is given to new users without asking the
+	// worker anew, which may hand it out no more: since the file was freed,
+	// or all that is read of its under-store mount is to be checked now. While
+	// somebody uses it, it is shared nevertheless.
+	descriptorKept = time.Minute
 	// askTimeout bounds the question for a descriptor. A worker that says no is
 	// not asked again for a while: that a file is not cached whole may be over
 	// soon, that it is not handed out is not.
@@ -85,6 +90,7 @@ type sharedFile struct {
 	file   *os.File
 	base   int64
 	length int64
+	came   time.Time // from the worker
 
 	// Guarded by descriptors.mu.
 	users  int
@@ -220,7 +226,7 @@ func (s *descriptors) take(id block.FileID) (*Descriptor, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.files[id]; f != nil {
+	if f := s.find(id); f != nil {
 		return s.use(f), nil
 	}
 	if s.closed {
@@ -243,10 +249,21 @@ func (s *descriptors) known(id block.FileID) *Descriptor {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if f := s.files[id]; f != nil {
+	if f := s.find(id); f != nil {
 		return s.use(f)
 	}
 	return nil
+}
+
+// find returns the descriptor of a file, unless it is time to ask the worker
+// anew. The caller holds s.mu.
+func (s *descriptors) find(id block.FileID) *sharedFile {
+	f := s.files[id]
+	if f != nil && f.users == 0 && time.Since(f.came) >= descriptorKept {
+		s.forget(f)
+		return nil
+	}
+	return f
 }
 
 // worthAsking reports whether a worker may have another answer than the last
@@ -325,6 +342,7 @@ func (s *descriptors) answered(f *sharedFile, err error, remember bool) (*Descri
 		_ = f.file.Close() // was only opened
 		return s.use(other), nil
 	}
+	f.came = time.Now()
 	if s.closed {
 		f.gone = true
 	} else {

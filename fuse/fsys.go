@@ -280,4 +280,5 @@ func (f *fsys) end() {
 	for _, o := range f.files.drain() {
 		f.release(o)
 	}
+	f.replies.close()
 }

@@ -68,9 +68,9 @@ type passthrough struct {
 	notices chan *node
 }
 
-// descriptorPatience is how long an open waits for a descriptor, and how long
-// none is asked for when it does not come: a worker that hangs must not delay
-// the opens of what it may not even have.
+// descriptorPatience is how long an open or a read waits for a descriptor, and
+// how long none is asked for when it does not come: a worker that hangs must
+// not delay who wants what it may not even have.
 const descriptorPatience = time.Second
 
 // maxNotices bounds the names that wait to be looked up again. One that finds
@@ -148,18 +148,10 @@ func (p *passthrough) join(n *node, begin bool) (id int32, joined bool) {
 
 // descriptor returns the local file of a node, if it can back the node.
 func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descriptor, reason) {
-	switch {
-	case n.size == 0:
+	if n.size == 0 {
 		return nil, empty
-	case time.Now().UnixNano() < p.silentUntil.Load():
-		return nil, noDescriptor
 	}
-	bound, cancel := context.WithTimeout(ctx, descriptorPatience)
-	defer cancel()
-	d, err := file.Descriptor(bound)
-	if err != nil && bound.Err() != nil && ctx.Err() == nil {
-		p.silentUntil.Store(time.Now().Add(descriptorPatience).UnixNano())
-	}
+	d, err := p.ask(ctx, file)
 	switch kind := errs.KindOf(err); {
 	case kind == errs.NotCached:
 		return nil, notCached
@@ -170,6 +162,20 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 		return nil, notAlone
 	}
 	return d, passedOn
+}
+
+// ask asks for the local file of an open file, with patience.
+func (p *passthrough) ask(ctx context.Context, file File) (Descriptor, error) {
+	if time.Now().UnixNano() < p.silentUntil.Load() {
+		return nil, errs.E(errs.Unavailable, "", "", errors.New("a worker was silent a moment ago"))
+	}
+	bound, cancel := context.WithTimeout(ctx, descriptorPatience)
+	defer cancel()
+	d, err := file.Descriptor(bound)
+	if err != nil && bound.Err() != nil && ctx.Err() == nil {
+		p.silentUntil.Store(time.Now().Add(descriptorPatience).UnixNano())
+	}
+	return d, err
 }
 
 // alone reports whether a local file is a version and nothing else: the kernel

@@ -530,6 +530,36 @@ func TestSilentWorker(t *testing.T) {
 	})
 }
 
+// TestReadsBesideSilentWorker delays one read in a while, not the first of
+// each file: others may serve them.
+func TestReadsBesideSilentWorker(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		c := newFake(time.Hour)
+		c.local, c.silent = dir, true
+		f := newTestFsys(t, c)
+		off := switchedOff
+		f.pass.off.Store(&off)
+		began := time.Now()
+		buf := make([]byte, 4096)
+		for i := range 5 {
+			name := fmt.Sprintf("x%d", i)
+			c.put("/"+name, 1<<20, "v1")
+			x, _ := f.lookup(t, rootID, name)
+			o, _ := f.open(x.NodeId, os.O_RDONLY)
+			res, st := f.Read(nil, &gofuse.ReadIn{Fh: o.Fh, Size: 4096}, buf)
+			if st != gofuse.OK || res.Size() != 4096 {
+				t.Fatal(st)
+			}
+			res.Done()
+			f.close(o)
+		}
+		if n, took := c.asked.Load(), time.Since(began); n != 1 || took != descriptorPatience {
+			t.Errorf("asked %d times, read after %v", n, took)
+		}
+	})
+}
+
 // weakBacker registers without the right to.
 type weakBacker struct{ backer }
 

@@ -38,7 +38,7 @@ func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofu
 	}
 	ctx := f.req.context(cancel, in.Pid)
 	defer ctx.end()
-	if res := f.readLocal(o, o.local.seek(ctx, o), buf[:want], off); res != nil {
+	if res := f.readLocal(o, o.local.seek(ctx, f.pass, o), buf[:want], off); res != nil {
 		return res, gofuse.OK
 	}
 	b, status := f.readAt(ctx, o, buf[:want], off)
@@ -58,8 +58,11 @@ func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofus
 	want := int64(len(buf))
 	var res gofuse.ReadResult
 	if f.spliced.has(want) && !o.local.copied.Load() {
-		res = f.replies.ofFile(f, o, d, off, want)
-	} else {
+		if p := f.replies.ofFile(f, o, d, off, want); p != nil {
+			res = p
+		}
+	}
+	if res == nil {
 		base, _ := d.Extent()
 		if !preadFull(d.FD(), buf, base+off) {
 			o.local.distrust()
@@ -121,14 +124,14 @@ func (l *local) now() Descriptor {
 
 // seek asks for the local file; nil if there is none, or if it was asked for a
 // moment ago: the reads beside the one that asks do not wait.
-func (l *local) seek(ctx context.Context, o *openFile) Descriptor {
+func (l *local) seek(ctx context.Context, p *passthrough, o *openFile) Descriptor {
 	if l.useless.Load() {
 		return nil
 	}
 	if !l.later(time.Now()) {
 		return nil
 	}
-	d, err := o.file.Descriptor(ctx)
+	d, err := p.ask(ctx, o.file)
 	if err != nil {
 		return nil // it is not here: the client knows where it is
 	}

@@ -2,6 +2,7 @@ package tier
 
 import (
 	"bufio"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -27,7 +28,22 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	flag.Parse()
+	checksByDefault()
 	goleak.VerifyTestMain(m)
+}
+
+// checksByDefault has the models try 25 random histories each, unless
+// -rapid.checks says how many: they sync real disks, which takes its time.
+func checksByDefault() {
+	told := false
+	flag.Visit(func(f *flag.Flag) { told = told || f.Name == "rapid.checks" })
+	if told {
+		return
+	}
+	if err := flag.Set("rapid.checks", "25"); err != nil {
+		panic(err)
+	}
 }
 
 // hold opens the file and tells the checksum of what it looks at, and again
