@@ -1,6 +1,7 @@
 package s3fs
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -10,7 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -165,5 +168,81 @@ func TestGetOfADirectoryBucketIsTheSDKs(t *testing.T) {
 		t.Error("a plain bucket is asked by the SDK alone")
 	} else if s.getter.base.Host != "name.s3.us-east-1.amazonaws.com" {
 		t.Errorf("host %s", s.getter.base.Host)
+	}
+}
+
+// An attempt has one turn of the limit, also when the SDK takes its outcome.
+func TestGetHandedOverHasOneTurn(t *testing.T) {
+	var requests atomic.Int64
+	options := setKeys(t, fakeEndpoint(t, func(w http.ResponseWriter, _ *http.Request) {
+		requests.Add(1)
+		answerError(w, 404, "NoSuchKey", "no")
+	}))
+	options[ufs.OptionMaxRequests] = "0.01" // the next one in 100 s
+	s := hasty(openStore(t, ufs.Config{URI: "s3://bucket", Options: options}))
+	// The limiter refuses at once what would have to wait past the deadline.
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
+	defer cancel()
+	obj := ufs.Object{Path: "k", Tag: "v", Length: 4}
+	if _, err := s.Read(ctx, obj, block.Extent{Length: 4}); !errors.Is(err, errs.NotFound) {
+		t.Errorf("first read: %v, want %v", err, errs.NotFound)
+	}
+	if _, err := s.Read(ctx, obj, block.Extent{Length: 4}); !errors.Is(err, errs.Timeout) {
+		t.Errorf("second read: %v, want %v", err, errs.Timeout)
+	}
+	if n := requests.Load(); n != 1 {
+		t.Errorf("%d requests, want 1", n)
+	}
+}
+
+// closing is a body that says when it is closed.
+type closing struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closing) Close() error {
+	c.closed = true
+	return nil
+}
+
+func TestOutcomeIsClosedUnlessTaken(t *testing.T) {
+	for _, taken := range []bool{false, true} {
+		b := &closing{}
+		o := &outcome{resp: &http.Response{Body: b}, taken: taken}
+		if err := o.close(); err != nil || b.closed == taken {
+			t.Errorf("taken: %v, closed: %v, error: %v", taken, b.closed, err)
+		}
+	}
+	for _, o := range []*outcome{nil, {err: io.EOF}} {
+		if err := o.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A small read allocates what the request and its answer need, not what the
+// SDK's middleware does.
+func TestGetAllocatesLittle(t *testing.T) {
+	data := make([]byte, 100)
+	s := fakeStore(t, nil, func(w http.ResponseWriter, r *http.Request) { answerObject(w, r, `"v"`, data) })
+	getter := s.getter
+	allocations := func() float64 {
+		return testing.AllocsPerRun(50, func() {
+			r, err := s.Read(t.Context(), ufs.Object{Path: "k", Tag: "v", Length: 100}, block.Extent{Length: 100})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.Copy(io.Discard, r); err != nil {
+				t.Fatal(err)
+			}
+			r.Close()
+		})
+	}
+	without := allocations()
+	s.getter = nil
+	with := allocations()
+	if s.getter = getter; without > with/2 {
+		t.Errorf("%v allocations, and %v by the SDK", without, with)
 	}
 }
