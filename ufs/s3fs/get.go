@@ -17,7 +17,7 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"millrace/block"
-	"millrace/ufs"
+	"millrace/ufs/ufslimit"
 )
 
 // getter makes the first attempt of a GET without the SDK, whose forty steps
@@ -85,34 +85,35 @@ type answer struct {
 	length       int64 // of the body; -1 if it is not said
 }
 
-// get makes one attempt. A nil response with a nil error says that there was
-// none.
-func (g *getter) get(ctx context.Context, s *Store, obj ufs.Object, e block.Extent) (*http.Response, error) {
-	u, key := g.base, s.key(obj.Path)
+// get makes one attempt of a GET. A nil response with a nil error says that
+// there was none.
+func (g *getter) get(ctx context.Context, in *s3.GetObjectInput, limiter *ufslimit.Limiter) (*http.Response, error) {
+	u, key := g.base, *in.Key
 	u.Path = smithyhttp.JoinPath(g.base.Path, key)
 	u.RawPath = smithyhttp.JoinPath(g.base.RawPath, httpbinding.EscapePath(key, false))
 	req := (&http.Request{
 		Method: http.MethodGet, URL: &u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: make(http.Header, 12),
 	}).WithContext(ctx)
-	h := req.Header
-	h["Accept-Encoding"] = []string{"identity"}
-	h["User-Agent"] = []string{"millrace"}
-	h["X-Amz-Content-Sha256"] = []string{emptyHash}
-	h["Range"] = []string{byteRange(e)}
-	if modified, ok := tagModified(obj.Tag); ok {
-		h["If-Unmodified-Since"] = []string{modified.UTC().Format(http.TimeFormat)}
-	} else {
-		h["If-Match"] = []string{`"` + obj.Tag + `"`}
+	set := func(name string, value *string) {
+		if value != nil {
+			req.Header[name] = []string{*value}
+		}
 	}
-	if s.payer != "" {
-		h["X-Amz-Request-Payer"] = []string{string(s.payer)}
+	req.Header["Accept-Encoding"] = []string{"identity"}
+	req.Header["User-Agent"] = []string{"millrace"}
+	req.Header["X-Amz-Content-Sha256"] = []string{emptyHash}
+	set("Range", in.Range)
+	set("If-Match", in.IfMatch)
+	if t := in.IfUnmodifiedSince; t != nil {
+		req.Header["If-Unmodified-Since"] = []string{t.UTC().Format(http.TimeFormat)}
 	}
-	if k := s.customerKey; k != nil {
-		h["X-Amz-Server-Side-Encryption-Customer-Algorithm"] = []string{customerAlgorithm}
-		h["X-Amz-Server-Side-Encryption-Customer-Key"] = []string{k.key}
-		h["X-Amz-Server-Side-Encryption-Customer-Key-Md5"] = []string{k.md5}
+	if in.RequestPayer != "" {
+		req.Header["X-Amz-Request-Payer"] = []string{string(in.RequestPayer)}
 	}
+	set("X-Amz-Server-Side-Encryption-Customer-Algorithm", in.SSECustomerAlgorithm)
+	set("X-Amz-Server-Side-Encryption-Customer-Key", in.SSECustomerKey)
+	set("X-Amz-Server-Side-Encryption-Customer-Key-Md5", in.SSECustomerKeyMD5)
 	if g.signer != nil {
 		credentials, err := g.credentials.Retrieve(ctx)
 		if err != nil {
@@ -122,7 +123,7 @@ func (g *getter) get(ctx context.Context, s *Store, obj ufs.Object, e block.Exte
 			return nil, nil //nolint:nilerr,nilnil // as above
 		}
 	}
-	if err := s.limiter.Request(ctx); err != nil {
+	if err := limiter.Request(ctx); err != nil {
 		return nil, err
 	}
 	return g.next.RoundTrip(req)

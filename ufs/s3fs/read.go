@@ -43,9 +43,16 @@ func (s *Store) Read(ctx context.Context, obj ufs.Object, e block.Extent) (io.Re
 // get asks for e: once without the SDK, and then, if that was no success, with
 // it, which goes on from there.
 func (s *Store) get(ctx context.Context, obj ufs.Object, e block.Extent) (answer, io.ReadCloser, error) {
+	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(obj.Path)), Range: aws.String(byteRange(e))}
+	if modified, ok := tagModified(obj.Tag); ok {
+		in.IfUnmodifiedSince = &modified
+	} else {
+		in.IfMatch = aws.String(`"` + obj.Tag + `"`)
+	}
+	s.identifyReader(in)
 	var first *outcome
 	if g := s.getter; g != nil && !g.off.Load() {
-		resp, err := g.get(ctx, s, obj, e)
+		resp, err := g.get(ctx, in, s.limiter)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return answer{}, nil, err
@@ -56,13 +63,6 @@ func (s *Store) get(ctx context.Context, obj ufs.Object, e block.Extent) (answer
 			ctx = context.WithValue(ctx, outcomeKey{}, first)
 		}
 	}
-	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(obj.Path)), Range: aws.String(byteRange(e))}
-	if modified, ok := tagModified(obj.Tag); ok {
-		in.IfUnmodifiedSince = &modified
-	} else {
-		in.IfMatch = aws.String(`"` + obj.Tag + `"`)
-	}
-	s.identifyReader(in)
 	out, err := s.client.GetObject(ctx, in)
 	if cerr := first.close(); err != nil || cerr != nil {
 		return answer{}, nil, errors.Join(err, cerr)
