@@ -22,8 +22,13 @@ func BenchmarkRead(b *testing.B) {
 	}
 	defer s.Close()
 	buf := make([]byte, 1<<20)
-	for _, n := range []int64{4 << 10, 256 << 10, size} {
-		b.Run(fmt.Sprintf("%dKiB", n>>10), func(b *testing.B) {
+	getter := s.getter
+	for _, n := range []int64{4 << 10, 256 << 10, size, -(4 << 10)} {
+		name := fmt.Sprintf("%dKiB", n>>10)
+		if s.getter = getter; n < 0 {
+			n, s.getter, name = -n, nil, "4KiB by the SDK alone"
+		}
+		b.Run(name, func(b *testing.B) {
 			b.SetBytes(n)
 			b.ReportAllocs()
 			for b.Loop() {

@@ -33,6 +33,10 @@
 // "lm:SECONDS:LENGTH", from LastModified. A version ID is no part of it, since
 // listings do not carry one.
 //
+// The first attempt of a GET is made without the SDK (get.go), whose middleware
+// costs more than all else that a small object takes; what is no success is
+// handed to the SDK as the outcome of its own first attempt.
+//
 // Retries are those of the AWS SDK alone: 5 attempts, with 0.1 to 5 s in
 // between, or as long as Retry-After says, up to 20 s. What cannot get better
 // is not tried again: a certificate that does not hold, and an endpoint that

@@ -29,10 +29,22 @@ func (s *Store) Read(ctx context.Context, obj ufs.Object, e block.Extent) (io.Re
 	if e.IsEmpty() || e.Offset < 0 || e.End() > obj.Length || obj.Path == "" || obj.Tag == "" {
 		return nil, errs.E(errs.Invalid, op, s.name(obj.Path), fmt.Errorf("extent %v of %d bytes, tag %q", e, obj.Length, obj.Tag))
 	}
-	in := &s3.GetObjectInput{
-		Bucket: &s.bucket, Key: aws.String(s.key(obj.Path)),
-		Range: aws.String("bytes=" + strconv.FormatInt(e.Offset, 10) + "-" + strconv.FormatInt(e.End()-1, 10)),
+	head, content, err := s.get(ctx, obj, e)
+	if err != nil {
+		return nil, s.fail(ctx, op, obj.Path, err)
 	}
+	if err := checkAnswer(head, obj, e); err != nil {
+		// Not drained: the body may be as long as the object.
+		return nil, errs.Wrap(errors.Join(err, content.Close()), op, s.name(obj.Path))
+	}
+	b := &body{store: s, path: obj.Path, ctx: ctx, body: content, left: e.Length}
+	return s.limiter.Body(ctx, b, s.name(obj.Path)), nil
+}
+
+// get asks for e: once without the SDK, and then, if that was no success, with
+// it, which goes on from there.
+func (s *Store) get(ctx context.Context, obj ufs.Object, e block.Extent) (answer, io.ReadCloser, error) {
+	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(obj.Path)), Range: aws.String(byteRange(e))}
 	if modified, ok := tagModified(obj.Tag); ok {
 		// A server that keeps fractions of a second has it modified after the
 		// whole second that it tells. What the answer says is compared exactly.
@@ -41,16 +53,36 @@ func (s *Store) Read(ctx context.Context, obj ufs.Object, e block.Extent) (io.Re
 		in.IfMatch = aws.String(`"` + obj.Tag + `"`)
 	}
 	s.identifyReader(in)
+	var first *outcome
+	if g := s.getter; g != nil && !g.off.Load() {
+		resp, err := g.get(ctx, in, s.limiter)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return answer{}, nil, err
+		case err == nil && resp != nil && resp.StatusCode/100 == 2:
+			return answerOf(resp), resp.Body, nil
+		case err != nil || resp != nil:
+			first = &outcome{resp: resp, err: err}
+			ctx = context.WithValue(ctx, outcomeKey{}, first)
+		}
+	}
 	out, err := s.client.GetObject(ctx, in)
-	if err != nil {
-		return nil, s.fail(ctx, op, obj.Path, err)
+	if cerr := first.close(); err != nil || cerr != nil {
+		return answer{}, nil, errors.Join(err, cerr)
 	}
-	if err := checkAnswer(out, obj, e); err != nil {
-		// Not drained: the body may be as long as the object.
-		return nil, errs.Wrap(errors.Join(err, out.Body.Close()), op, s.name(obj.Path))
+	if first.refusal() {
+		s.getter.off.Store(true)
 	}
-	b := &body{store: s, path: obj.Path, ctx: ctx, body: out.Body, left: e.Length}
-	return s.limiter.Body(ctx, b, s.name(obj.Path)), nil
+	head := answer{
+		etag: aws.ToString(out.ETag), modified: aws.ToTime(out.LastModified), contentRange: aws.ToString(out.ContentRange), length: -1,
+	}
+	if raw, ok := awsmiddleware.GetRawResponse(out.ResultMetadata).(*smithyhttp.Response); ok {
+		head.status = raw.StatusCode
+	}
+	if out.ContentLength != nil {
+		head.length = *out.ContentLength
+	}
+	return head, out.Body, nil
 }
 
 // identifyReader adds what says who pays and what the object is encrypted with.
@@ -62,36 +94,32 @@ func (s *Store) identifyReader(in *s3.GetObjectInput) {
 }
 
 // checkAnswer holds a GET's answer against what was asked for.
-func checkAnswer(out *s3.GetObjectOutput, obj ufs.Object, e block.Extent) error {
+func checkAnswer(a answer, obj ufs.Object, e block.Extent) error {
 	whole := e == (block.Extent{Length: obj.Length})
-	status := 0
-	if raw, ok := awsmiddleware.GetRawResponse(out.ResultMetadata).(*smithyhttp.Response); ok {
-		status = raw.StatusCode
-	}
-	v := version{etag: aws.ToString(out.ETag), modified: aws.ToTime(out.LastModified), length: obj.Length}
+	v := version{etag: a.etag, modified: a.modified, length: obj.Length}
 	if tag := v.tag(); tag != obj.Tag {
 		return errs.E(errs.Stale, "", "", fmt.Errorf("the version is %s, not %s", tag, obj.Tag))
 	}
 	switch {
-	case status == 206:
-		if err := checkContentRange(aws.ToString(out.ContentRange), obj, e); err != nil {
+	case a.status == 206:
+		if err := checkContentRange(a.contentRange, obj, e); err != nil {
 			return err
 		}
-	case status == 200 && whole:
+	case a.status == 200 && whole:
 		// The length says the rest.
-	case status == 200:
+	case a.status == 200:
 		return errs.E(errs.Unsupported, "", "", errors.New("the server ignores the Range header and sends the whole object"))
 	default:
-		return errs.E(errs.Unavailable, "", "", fmt.Errorf("unexpected HTTP status %d", status))
+		return errs.E(errs.Unavailable, "", "", fmt.Errorf("unexpected HTTP status %d", a.status))
 	}
 	// Without a length the body itself is counted.
-	if out.ContentLength == nil || *out.ContentLength < 0 || *out.ContentLength == e.Length {
+	if a.length < 0 || a.length == e.Length {
 		return nil
 	}
-	if status == 200 { // a whole object of another length
-		return errs.E(errs.Stale, "", "", fmt.Errorf("the object has %d bytes, not %d", *out.ContentLength, obj.Length))
+	if a.status == 200 { // a whole object of another length
+		return errs.E(errs.Stale, "", "", fmt.Errorf("the object has %d bytes, not %d", a.length, obj.Length))
 	}
-	return errs.E(errs.Corrupt, "", "", fmt.Errorf("the answer has %d bytes, asked for were %d", *out.ContentLength, e.Length))
+	return errs.E(errs.Corrupt, "", "", fmt.Errorf("the answer has %d bytes, asked for were %d", a.length, e.Length))
 }
 
 // checkContentRange holds "bytes FIRST-LAST/LENGTH" against what was asked for.
@@ -100,7 +128,7 @@ func checkContentRange(header string, obj ufs.Object, e block.Extent) error {
 	if length, err := strconv.ParseInt(total, 10, 64); err == nil && length != obj.Length {
 		return errs.E(errs.Stale, "", "", fmt.Errorf("the object has %d bytes, not %d", length, obj.Length))
 	}
-	want := fmt.Sprintf("%d-%d", e.Offset, e.End()-1)
+	want := byteRange(e)[len("bytes="):]
 	if span != want || total != strconv.FormatInt(obj.Length, 10) || !strings.HasPrefix(header, "bytes ") {
 		return errs.E(errs.Corrupt, "", "", fmt.Errorf("the server answers with Content-Range %q, asked for was bytes %s/%d", header, want, obj.Length))
 	}

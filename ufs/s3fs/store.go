@@ -26,6 +26,7 @@ import (
 // Store is a bucket or a prefix of one. It is safe for concurrent use.
 type Store struct {
 	client      *s3.Client
+	getter      *getter // nil: every GET is the SDK's
 	transport   *http.Transport
 	guard       *stallGuard
 	limiter     *ufslimit.Limiter
@@ -90,8 +91,9 @@ func open(ctx context.Context, cfg ufs.Config) (*Store, error) {
 		return nil, errs.Wrap(err, "open under-store", cfg.URI)
 	}
 	s.limiter = ufslimit.New(limits)
-	s.client = s.newClient(awsConfig, set, &http.Client{Transport: rt, CheckRedirect: keepRedirects})
+	s.client = s.newClient(awsConfig, set, &http.Client{Transport: &adopter{next: rt}, CheckRedirect: keepRedirects})
 	o := s.client.Options()
+	s.getter = newGetter(ctx, o, set.bucket, set.anonymous, rt)
 	s.endpoint = aws.ToString(o.BaseEndpoint)
 	if s.customerKey != nil && !keepsSecrets(s.endpoint) {
 		return nil, errs.E(errs.Invalid, "open under-store", cfg.URI,
@@ -178,6 +180,9 @@ func (s *Store) newClient(awsConfig aws.Config, set settings, client *http.Clien
 func limitAttempts(limiter *ufslimit.Limiter) func(*middleware.Stack) error {
 	step := middleware.FinalizeMiddlewareFunc("MillraceLimit",
 		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+			if handedOver(ctx) != nil { // it had its turn
+				return next.HandleFinalize(ctx, in)
+			}
 			if err := limiter.Request(ctx); err != nil {
 				return middleware.FinalizeOutput{}, middleware.Metadata{}, err
 			}
