@@ -124,6 +124,9 @@ func (d *dir) evict(u *unit) bool {
 		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() && d.evictWhole(p) < 0 {
 			d.tidyLater(p) // it has no unit left that could be a victim
 		}
+		if p.has(partDead) { // perhaps since its file was gone, with pages in other blocks
+			changed = append(p.changedBlocks(), u.word)
+		}
 	} else {
 		changed = p.changedBlocks()
 		freed = d.evictWhole(p)

@@ -1,0 +1,128 @@
+package tier
+
+import (
+	"os"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"millrace/block"
+	"millrace/internal/vfs"
+)
+
+// waitBlocked returns once a goroutine waits for a mutex within fn.
+func waitBlocked(t *testing.T, fn string) {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	for t.Context().Err() == nil {
+		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if strings.Contains(stack, fn) && strings.Contains(stack, "[sync.Mutex.Lock") {
+				return
+			}
+		}
+		runtime.Gosched()
+	}
+	t.Fatal("nobody came")
+}
+
+// hookFS calls a function once, after the next read from or write to a
+// backing file.
+type hookFS struct {
+	vfs.FS
+
+	next atomic.Pointer[func()]
+}
+
+type hookFile struct {
+	vfs.File
+
+	fs *hookFS
+}
+
+func (h *hookFS) OpenFile(name string, flag int, perm os.FileMode) (vfs.File, error) {
+	f, err := h.FS.OpenFile(name, flag, perm)
+	if err != nil || !strings.Contains(name, "/"+dataDir+"/") {
+		return f, err
+	}
+	return hookFile{f, h}, nil
+}
+
+func (h *hookFS) then(fn func()) { h.next.Store(&fn) }
+
+func (h *hookFS) fire() {
+	if fn := h.next.Swap(nil); fn != nil {
+		(*fn)()
+	}
+}
+
+func (f hookFile) WriteAt(p []byte, off int64) (int, error) {
+	defer f.fs.fire()
+	return f.File.WriteAt(p, off)
+}
+
+func (f hookFile) ReadAt(p []byte, off int64) (int, error) {
+	defer f.fs.fire()
+	return f.File.ReadAt(p, off)
+}
+
+// laterShard names a file that walks over the store meet after f.
+func laterShard(f File, length int64) File {
+	for i := 0; ; i++ {
+		g := testFile("later"+string(rune('a'+i)), "1", length)
+		if g.ID[15]%shardCount > f.ID[15]%shardCount {
+			return g
+		}
+	}
+}
+
+// startMove copies a file up to the point where the copy takes its place.
+func startMove(t *testing.T, s *Store, f File, to *dir) *move {
+	t.Helper()
+	p := s.lookup(f.ID)
+	if !to.startCopy(p.id) {
+		t.Fatal("it is being copied")
+	}
+	m := &move{s: s, from: s.dirOf(p), to: to, room: to.takeFree, buf: make([]byte, page)}
+	var err error
+	if m.old, err = s.beginMove(p); err != nil {
+		t.Fatal(err)
+	}
+	m.new = s.copyOf(p, to)
+	if err := m.copyPages(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (m *move) end() {
+	m.new.Release()
+	m.old.Release()
+	m.to.endCopy(m.old.p.id)
+}
+
+// TestVanishedFileIsToldWhole: an eviction that finds the file of a large part
+// gone gives up all of it, and says so.
+func TestVanishedFileIsToldWhole(t *testing.T) {
+	told := map[uint32]int64{}
+	s := openStore(t, t.TempDir(), 16*mib, func(o *Options, _ *Config) {
+		o.OnChange = func(b BlockState) { told[b.Index] = b.CachedBytes }
+	})
+	f := largeFile("large")
+	if err := fillRange(s, f, block.Extent{Length: 8 * page}); err != nil {
+		t.Fatal(err)
+	}
+	d, p := s.dirs[0], s.lookup(f.ID)
+	p.mu.Lock()
+	d.letGo(p)
+	u := p.unitOf(0)
+	p.mu.Unlock()
+	if err := os.Remove(d.partName(f.ID)); err != nil {
+		t.Fatal(err)
+	}
+	d.evict(u)
+	if told[0] != 0 || told[1] != 0 {
+		t.Fatalf("nothing is cached, told are %v", told)
+	}
+	checkLedger(t, s)
+}
