@@ -126,3 +126,47 @@ func TestVanishedFileIsToldWhole(t *testing.T) {
 	}
 	checkLedger(t, s)
 }
+
+// TestSyncFailsBesideAll: a sync that fails while a page is filled or checked
+// leaves that page to be checked again, for the kernel may have thrown its
+// bytes away.
+func TestSyncFailsBesideAll(t *testing.T) {
+	ffs := vfs.Faulty(quick())
+	hook := &hookFS{FS: ffs}
+	s := openStore(t, t.TempDir(), 16*mib, withFS(hook))
+	d := s.dirs[0]
+	f := testFile("f", "1", 2*page)
+	syncFails := func() {
+		ffs.Set(rule(t, "syncfs err=EIO"))
+		defer ffs.Set()
+		if err := d.checkpoint(flagClean); err == nil {
+			t.Error("nothing failed")
+		}
+	}
+	hook.then(syncFails)
+	fill(t, s, f)
+	if verified(s, f, 0) || !verified(s, f, 1) {
+		t.Error("filled: the wrong page counts as checked")
+	}
+	d.unverifyAll()
+	hook.then(syncFails)
+	mustRead(t, s, f, 2)
+	if verified(s, f, 0) || !verified(s, f, 1) {
+		t.Error("read: the wrong page counts as checked")
+	}
+	d.unverifyAll()
+	h := acquire(t, s, f, f.Geometry().Whole())
+	hook.then(syncFails)
+	if err := h.checkUnchecked(); err != nil {
+		t.Fatal(err)
+	}
+	if verified(s, f, 0) || !verified(s, f, 1) {
+		t.Error("handed out: the wrong page counts as checked")
+	}
+	d.unverifyAll()
+	hook.then(syncFails)
+	pass(t, s)
+	if verified(s, f, 0) || !verified(s, f, 1) {
+		t.Error("scrubbed: the wrong page counts as checked")
+	}
+}

@@ -75,6 +75,7 @@ type dir struct {
 
 	unknown  atomic.Bool  // a file has more room than its recorded pages: the next start has to look
 	unsynced atomic.Int64 // bytes written since the last checkpoint
+	doubts   atomic.Int64 // syncs that failed: what was written or checked before one is to be checked again
 	ioErrors atomic.Int64
 	warned   atomic.Bool // the first of a run of disk errors was logged
 

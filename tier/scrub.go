@@ -181,12 +181,13 @@ func (s *scrubber) compare(ctx context.Context, b badPage, again bool) {
 		return
 	}
 	buf := s.buf[:p.geometry().Page(page).Length]
+	doubts := d.doubts.Load()
 	damage := h.readWhole(f, buf, page, want)
 	if !again {
 		d.store.stats.scrubbedPages.Add(1)
 		d.store.stats.scrubbedBytes.Add(int64(len(buf)))
 	}
-	if !h.judge(page, want, damage == nil) || damage == nil {
+	if !h.judge(page, want, damage == nil, doubts) || damage == nil {
 		return
 	}
 	if !again {
@@ -195,17 +196,18 @@ func (s *scrubber) compare(ctx context.Context, b badPage, again bool) {
 	s.mend(ctx, h, b, damage, again)
 }
 
-// judge notes whether a page is what its checksum says. From a bad verdict on
-// every read of it is checked, and its file is given to nobody. It is false if
-// the page was given up meanwhile.
-func (h *Handle) judge(page int64, want uint32, good bool) bool {
+// judge notes whether a page is what its checksum says, as it was read when
+// the directory had so many doubts. From a bad verdict on every read of it is
+// checked, and its file is given to nobody. It is false if the page was given
+// up meanwhile.
+func (h *Handle) judge(page int64, want uint32, good bool, doubts int64) bool {
 	h.p.mu.Lock()
 	defer h.p.mu.Unlock()
 	u := h.p.unitOf(page)
 	if h.p.has(partDead) || !u.hasPage(page) || u.crcOf(page) != want {
 		return false
 	}
-	u.setVerified(page, good)
+	u.setVerified(page, good && h.s.dirOf(h.p).doubts.Load() == doubts)
 	return true
 }
 

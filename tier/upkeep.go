@@ -45,8 +45,10 @@ func (d *dir) checkpointLocked(flags uint8) error {
 	return nil
 }
 
-// unverifyAll makes the next read of every page check it again.
+// unverifyAll makes the next read of every page check it again, also of those
+// that are being filled or checked just now.
 func (d *dir) unverifyAll() {
+	d.doubts.Add(1)
 	for _, u := range d.queue.units() {
 		u.part.mu.Lock()
 		u.unverify()
