@@ -1,6 +1,7 @@
 package tier
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"testing"
 
 	"millrace/block"
+	"millrace/internal/errs"
 	"millrace/internal/vfs"
 )
 
@@ -125,6 +127,38 @@ func TestVanishedFileIsToldWhole(t *testing.T) {
 		t.Fatalf("nothing is cached, told are %v", told)
 	}
 	checkLedger(t, s)
+}
+
+// TestAlwaysVerifiedIsNotHandedOut: who wants every read checked gets no
+// descriptor, by which nobody checks.
+func TestAlwaysVerifiedIsNotHandedOut(t *testing.T) {
+	s := openStoreWithLeases(t, 16*mib)
+	f := testFile("f", "1", page)
+	fill(t, s, f)
+	h := acquire(t, s, f, f.Geometry().Whole())
+	h.VerifyAlways()
+	if fd, _, _, err := h.HandOut(); !errors.Is(err, errs.Unsupported) {
+		_ = fd.Close()
+		t.Fatalf("handed out: %v", err)
+	}
+}
+
+// TestDamagedIsNotHandedOut: a page that was found damaged after it was
+// checked keeps its file from being given away.
+func TestDamagedIsNotHandedOut(t *testing.T) {
+	s := openStoreWithLeases(t, 16*mib)
+	f := testFile("f", "1", 3*page)
+	fill(t, s, f)
+	h := acquire(t, s, f, f.Geometry().Whole())
+	if err := h.checkUnchecked(); err != nil {
+		t.Fatal(err)
+	}
+	crc, _ := h.PageCRC(1)
+	h.judge(1, crc, false, 0)
+	if fd, err := h.openAnew(s.dirs[0]); !errors.Is(err, errs.NotCached) {
+		_ = fd.Close()
+		t.Fatalf("handed out: %v", err)
+	}
 }
 
 // TestSyncFailsBesideAll: a sync that fails while a page is filled or checked
