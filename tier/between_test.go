@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"millrace/block"
@@ -159,6 +160,90 @@ func TestDamagedIsNotHandedOut(t *testing.T) {
 		_ = fd.Close()
 		t.Fatalf("handed out: %v", err)
 	}
+}
+
+// TestDirectoryFailsAsACopyIsDone: a directory that fails while a copy into it
+// takes the place of the old part forgets that copy, too.
+func TestDirectoryFailsAsACopyIsDone(t *testing.T) {
+	bfs := &blockingFS{FS: quick(), release: make(chan error), within: "/ssd/" + indexDir + "/"}
+	s := twoTiers(t, t.TempDir(), withFS(bfs))
+	f := testFile("f", "1", 2*page)
+	later := laterShard(f, page)
+	fillIn(t, s, "ssd", f)
+	fillIn(t, s, "ssd", later)
+	m := startMove(t, s, f, dirNamed(t, s, "mem"))
+	arrived := make(chan struct{})
+	bfs.mu.Lock()
+	bfs.arrived = arrived
+	bfs.mu.Unlock()
+	moved := make(chan bool)
+	go func() {
+		done, err := m.finish()
+		moved <- done && err == nil
+	}()
+	<-arrived // the move is decided
+	other := s.lookup(later.ID)
+	other.mu.Lock()
+	m.to.fail(m.to.unusable(syscall.EIO))
+	out := make(chan struct{})
+	go func() {
+		defer close(out)
+		s.takeOut(m.to)
+	}()
+	waitBlocked(t, "forgetAll")
+	bfs.release <- nil
+	if !<-moved {
+		t.Fatal("the move failed")
+	}
+	m.end()
+	other.mu.Unlock()
+	<-out
+	if p := s.lookup(f.ID); p != nil {
+		t.Fatal("a file of the failed directory is still found")
+	}
+	fill(t, s, f)
+	mustRead(t, s, f, 2)
+	wantAt(t, s, f, "ssd")
+	checkLedger(t, s)
+}
+
+// TestSnapshotAsACopyIsDone: a snapshot that is written while a copy takes the
+// place of the old part has the record of that copy.
+func TestSnapshotAsACopyIsDone(t *testing.T) {
+	root := t.TempDir()
+	specs := []spec{{"ssd", SSD, 64 * mib}, {"hdd", HDD, 64 * mib}}
+	s := openTiers(t, root, specs)
+	f := largeFile("large")
+	later := laterShard(f, page)
+	e := block.Extent{Length: 2 * page}
+	s.dirs[0].ledger.add(60*mib, 0)
+	if err := fillRange(s, f, e); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s, later)
+	s.dirs[0].ledger.free(60*mib, 0)
+	wantAt(t, s, f, "hdd")
+	m := startMove(t, s, f, s.dirs[0])
+	other := s.lookup(later.ID)
+	other.mu.Lock()
+	compacted := make(chan error)
+	go func() { compacted <- m.to.compact(true) }()
+	waitBlocked(t, "addPartByBlock")
+	if done, err := m.finish(); !done || err != nil {
+		t.Fatal(done, err)
+	}
+	m.end()
+	other.mu.Unlock()
+	if err := <-compacted; err != nil {
+		t.Fatal(err)
+	}
+	wantAt(t, s, f, "ssd")
+	checkLedger(t, s)
+	abandon(t, s)
+	s = openTiers(t, root, specs)
+	wantAt(t, s, f, "ssd")
+	mustRead(t, s, f, 2)
+	checkLedger(t, s)
 }
 
 // TestSyncFailsBesideAll: a sync that fails while a page is filled or checked

@@ -324,15 +324,17 @@ func (d *dir) writeSnapshot() (err error) {
 // writeAll writes all parts, the next victims first, so that the order of the
 // policy survives a restart.
 func (w *snapshotWriter) writeAll() error {
+	// First the copies, which nobody finds: one that is done meanwhile is in
+	// the maps by then.
+	for _, p := range w.d.copyParts() {
+		w.addPartByBlock(p)
+	}
 	err := w.d.store.eachPart(func(p *part) error {
 		w.addPartByBlock(p)
 		return w.flushPiece()
 	})
 	if err != nil {
 		return err
-	}
-	for _, p := range w.d.copyParts() { // found by nobody yet
-		w.addPartByBlock(p)
 	}
 	for _, u := range w.d.queue.units() {
 		w.addUnit(u)
