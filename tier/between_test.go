@@ -3,6 +3,7 @@ package tier
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -243,6 +244,69 @@ func TestSnapshotAsACopyIsDone(t *testing.T) {
 	s = openTiers(t, root, specs)
 	wantAt(t, s, f, "ssd")
 	mustRead(t, s, f, 2)
+	checkLedger(t, s)
+}
+
+// TestCopyGoesThoughTheIndexFails: a move that is given up leaves nothing
+// behind, even if its end cannot be recorded.
+func TestCopyGoesThoughTheIndexFails(t *testing.T) {
+	root := t.TempDir()
+	ffs := vfs.Faulty(quick())
+	s := twoTiers(t, root, withFS(ffs))
+	f := testFile("f", "1", 2*page)
+	fillIn(t, s, "ssd", f)
+	mem := dirNamed(t, s, "mem")
+	m := startMove(t, s, f, mem)
+	ffs.Set(rule(t, "write path~mem/index err=EIO"))
+	m.giveUp()
+	m.end()
+	ffs.Set()
+	if u := mem.queue.units(); len(u) != 0 {
+		t.Fatal("the copy is still a victim of its directory")
+	}
+	s.upkeep()
+	if st := mem.ledger.state(); st.held != 0 {
+		t.Fatalf("%d bytes are held", st.held)
+	}
+	checkLedger(t, s)
+	if err := moveTo(t, s, f, "mem"); err != nil {
+		t.Fatal(err)
+	}
+	checkLedger(t, s)
+	abandon(t, s)
+	s = twoTiers(t, root)
+	wantAt(t, s, f, "mem")
+	mustRead(t, s, f, 2)
+	checkLedger(t, s)
+}
+
+// TestSecondCopyOnABadDisk: a second copy that cannot be dropped from the
+// index does not keep the store from its start.
+func TestSecondCopyOnABadDisk(t *testing.T) {
+	root := t.TempDir()
+	kept := filepath.Join(root, "kept")
+	s := twoTiers(t, root)
+	f := testFile("f", "1", 2*page)
+	fillIn(t, s, "ssd", f)
+	m := startMove(t, s, f, dirNamed(t, s, "mem"))
+	for _, name := range []string{"mem", "ssd"} {
+		copyTree(t, filepath.Join(root, name), filepath.Join(kept, name))
+	}
+	m.giveUp()
+	m.end()
+	// The first write is the head of a segment.
+	ffs := vfs.Faulty(quick(), rule(t, "write path~ssd/index from=2 err=EIO"))
+	s = twoTiers(t, kept, withFS(ffs))
+	if ffs.Fired() == 0 {
+		t.Fatal("nothing failed")
+	}
+	wantAt(t, s, f, "mem")
+	mustRead(t, s, f, 2)
+	checkLedger(t, s)
+	ffs.Set()
+	abandon(t, s)
+	s = twoTiers(t, kept)
+	wantAt(t, s, f, "mem")
 	checkLedger(t, s)
 }
 

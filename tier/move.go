@@ -399,8 +399,19 @@ func (m *move) giveUp() {
 	if q.has(partDead) { // lost with its directory
 		return
 	}
-	if _, err := m.to.detachLocked(q); err != nil {
-		m.to.ioError("drop copy", err)
+	m.to.dropCopy(q)
+}
+
+// dropCopy drops one of two parts of a file, come what may. Where the index
+// cannot be told, the next start finds it without its file, or as the second
+// one that it is. gate and p.mu are held.
+func (d *dir) dropCopy(p *part) {
+	if err := d.logDropPart(p); err != nil {
+		d.ioError("record that a copy is dropped", err)
+	}
+	p.flags &^= partLogged
+	if _, err := d.detachLocked(p); err != nil { // its file cannot be opened for its handles
+		d.ioError("drop copy", err)
 	}
 }
 
