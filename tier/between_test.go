@@ -310,6 +310,34 @@ func TestSecondCopyOnABadDisk(t *testing.T) {
 	checkLedger(t, s)
 }
 
+// TestDroppedVersionsAreForgotten: older versions that are dropped do not stay
+// in memory until room is wanted.
+func TestDroppedVersionsAreForgotten(t *testing.T) {
+	s := openStore(t, t.TempDir(), 16*mib, withFS(quick()))
+	d := s.dirs[0]
+	for i := range 2 * idleSuperseded {
+		p := &part{id: block.FileID{1, byte(i), byte(i >> 8)}, flags: partDead}
+		p.unit.part = p
+		d.supersede(p)
+	}
+	old, now := testFile("f", "1", page), testFile("f", "2", page)
+	fill(t, s, old)
+	fill(t, s, now)
+	s.upkeep()
+	if n := len(d.superseded); n != 1 {
+		t.Fatalf("%d older versions are kept, 1 is there", n)
+	}
+	if p := d.nextSuperseded(); p != s.lookup(old.ID) {
+		t.Fatal("the older version is no victim")
+	}
+	d.supersede(s.lookup(old.ID))
+	d.fail(d.unusable(syscall.EIO))
+	s.takeOut(d)
+	if len(d.superseded) != 0 {
+		t.Fatal("a failed directory keeps what it had in memory")
+	}
+}
+
 // TestSyncFailsBesideAll: a sync that fails while a page is filled or checked
 // leaves that page to be checked again, for the kernel may have thrown its
 // bytes away.

@@ -82,6 +82,7 @@ type dir struct {
 	heldMu     sync.Mutex
 	held       []heldFile
 	superseded []*part                // older versions, first victims; may be dead by now
+	older      int                    // how many of those there were when dead ones were last taken off
 	copies     map[block.FileID]*part // that movers make; their names are taken
 	untidy     map[*part]struct{}     // parts that upkeep has to come back to
 	heldNames  atomic.Uint64

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"millrace/internal/errs"
 	"millrace/internal/vfs"
@@ -14,6 +15,10 @@ import (
 // maxRefused bounds how many victims one reservation asks the kernel about in
 // vain before it gives up.
 const maxRefused = 64
+
+// idleSuperseded is how many older versions may be on a directory's list,
+// beside twice as many as there were, before upkeep takes dropped ones off it.
+const idleSuperseded = 1000
 
 // makeRoom charges bytes and inodes, and evicts until they fit. The error is
 // of kind NoSpace if they cannot.
@@ -85,24 +90,47 @@ func (d *dir) nextSuperseded() (idle *part) {
 	if len(list) == 0 {
 		return nil
 	}
-	kept := list[:0]
-	for i, p := range list {
+	var busy []*part // they come last from now on
+	for idle == nil && len(list) > 0 {
+		p := list[0]
+		list = list[1:]
 		p.mu.Lock()
 		dead, used := p.has(partDead), p.refs > 0
 		p.mu.Unlock()
-		if !dead && !used {
+		switch {
+		case dead:
+		case used:
+			busy = append(busy, p)
+		default:
 			idle = p
-			kept = append(kept, list[i+1:]...)
-			break
-		}
-		if !dead {
-			kept = append(kept, p)
 		}
 	}
 	d.heldMu.Lock()
-	d.superseded = append(kept, d.superseded...)
+	d.superseded = append(append(list, busy...), d.superseded...)
 	d.heldMu.Unlock()
 	return idle
+}
+
+// pruneSuperseded takes the older versions that were dropped off their list,
+// when it has doubled since the last time.
+func (d *dir) pruneSuperseded() {
+	d.heldMu.Lock()
+	if len(d.superseded) <= 2*d.older+idleSuperseded {
+		d.heldMu.Unlock()
+		return
+	}
+	list := d.superseded
+	d.superseded = nil
+	d.heldMu.Unlock()
+	list = slices.DeleteFunc(list, func(p *part) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.has(partDead)
+	})
+	d.heldMu.Lock()
+	d.superseded = append(list, d.superseded...)
+	d.older = len(d.superseded)
+	d.heldMu.Unlock()
 }
 
 // evict gives up a unit, if nobody uses it and the kernel proves that nobody

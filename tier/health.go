@@ -159,6 +159,9 @@ func (s *Store) takeOut(d *dir) {
 		err = errors.Join(err, d.lock.Close())
 	}
 	d.gate.Unlock()
+	d.heldMu.Lock()
+	d.held, d.superseded, d.untidy = nil, nil, nil // found again when it comes back
+	d.heldMu.Unlock()
 	d.closeIdle()
 	for _, l := range lost {
 		s.notify(l.id, l.blocks)

@@ -96,6 +96,7 @@ func (d *dir) tidyLater(p *part) {
 // tidy gives the room of spoiled pages back and drops parts that are empty.
 // What somebody uses, or what fails, is left for the next round.
 func (d *dir) tidy() {
+	d.pruneSuperseded()
 	d.heldMu.Lock()
 	parts := d.untidy
 	d.untidy = nil
