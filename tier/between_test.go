@@ -338,6 +338,41 @@ func TestDroppedVersionsAreForgotten(t *testing.T) {
 	}
 }
 
+// TestSupersededMakeRoomForMoves: a mover that needs room gives up older
+// versions before it moves anything down.
+func TestSupersededMakeRoomForMoves(t *testing.T) {
+	s := twoTiers(t, t.TempDir())
+	var files []File
+	for _, name := range []string{"a", "b", "c", "d", "e", "x", "g"} {
+		f := testFile(name, "1", mib/2)
+		if name == "x" { // room for the other and its directory
+			f = testFile(name, "1", mib*5/8)
+		}
+		fillIn(t, s, "mem", f)
+		files = append(files, f)
+	}
+	fillIn(t, s, "ssd", testFile("x", "2", 1000))
+	f := testFile("up", "1", mib/2)
+	fillIn(t, s, "ssd", f)
+	mem := dirNamed(t, s, "mem")
+	st := mem.ledger.state()
+	full := st.limit - st.used
+	mem.ledger.add(full, 0)
+	if _, err := s.move(t.Context(), s.lookup(f.ID), mem, s.roomByMoving(t.Context(), mem)); err != nil {
+		t.Fatal(err)
+	}
+	mem.ledger.free(full, 0)
+	wantAt(t, s, f, "mem")
+	for _, f := range files {
+		want := "mem"
+		if f.Path == "x" {
+			want = ""
+		}
+		wantAt(t, s, f, want)
+	}
+	checkLedger(t, s)
+}
+
 // TestSyncFailsBesideAll: a sync that fails while a page is filled or checked
 // leaves that page to be checked again, for the kernel may have thrown its
 // bytes away.

@@ -58,19 +58,28 @@ func (d *dir) reserve(bytes, inodes int64) error {
 
 // evictNext gives up one victim. found is false if there is none.
 func (d *dir) evictNext() (done, found bool) {
-	if p := d.nextSuperseded(); p != nil {
-		n := d.detach(p, true)
-		if n > 0 {
-			d.store.stats.evictedFiles.Add(1)
-			d.store.stats.evictedBytes.Add(n - 1)
-		}
-		return n > 0, true
+	if done, found = d.evictSuperseded(); found {
+		return done, true
 	}
 	u := d.queue.victim()
 	if u == nil {
 		return false, false
 	}
 	return d.evict(u), true
+}
+
+// evictSuperseded is evictNext for older versions alone.
+func (d *dir) evictSuperseded() (done, found bool) {
+	p := d.nextSuperseded()
+	if p == nil {
+		return false, false
+	}
+	n := d.detach(p, true)
+	if n > 0 {
+		d.store.stats.evictedFiles.Add(1)
+		d.store.stats.evictedBytes.Add(n - 1)
+	}
+	return n > 0, true
 }
 
 // supersede puts a part of this directory on the list of older versions.

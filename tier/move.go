@@ -143,6 +143,9 @@ func (s *Store) roomByMoving(ctx context.Context, d *dir) func(bytes, inodes int
 			if err := d.takeFree(bytes, inodes); err == nil || !errors.Is(err, errs.NoSpace) {
 				return err
 			}
+			if d.giveUpSuperseded() {
+				continue
+			}
 			u := d.queue.victim()
 			if u == nil {
 				break
@@ -153,6 +156,14 @@ func (s *Store) roomByMoving(ctx context.Context, d *dir) func(bytes, inodes int
 		}
 		return d.makeRoom(bytes, inodes)
 	}
+}
+
+// giveUpSuperseded gives up one older version, if there is any that can be.
+func (d *dir) giveUpSuperseded() bool {
+	d.roomMu.Lock()
+	defer d.roomMu.Unlock()
+	done, found := d.evictSuperseded()
+	return found && done
 }
 
 // errMove is why a part was not moved, where nothing is wrong.
