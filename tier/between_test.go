@@ -1,6 +1,7 @@
 package tier
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -415,4 +416,27 @@ func TestSyncFailsBesideAll(t *testing.T) {
 	if verified(s, f, 0) || !verified(s, f, 1) {
 		t.Error("scrubbed: the wrong page counts as checked")
 	}
+}
+
+// TestRepairComesTooLate: a page that a reader dropped while it was fetched
+// was not repaired.
+func TestRepairComesTooLate(t *testing.T) {
+	var s *Store
+	f := testFile("f", "1", 3*page)
+	s = openStore(t, t.TempDir(), 16*mib, withFS(quick()), func(o *Options, _ *Config) {
+		o.Refetch = func(context.Context, File, int64) ([]byte, error) {
+			if _, err := readPages(s, f); !errors.Is(err, errs.Corrupt) {
+				t.Errorf("a reader found no damage: %v", err)
+			}
+			return pageBytes(f, 1), nil
+		}
+	})
+	fill(t, s, f)
+	flip(t, s, f, 1)
+	pass(t, s)
+	if st := s.Stats(); st.RepairedPages != 0 || st.ScrubDropped != 0 {
+		t.Errorf("%+v", st)
+	}
+	mustRead(t, s, f, 2)
+	checkLedger(t, s)
 }

@@ -220,6 +220,7 @@ func (s *scrubber) mend(ctx context.Context, h *Handle, b badPage, damage error,
 	err := s.repair(ctx, h, b.page)
 	kind := errs.KindOf(err)
 	switch {
+	case kind == errs.NotCached: // given up meanwhile
 	case err == nil:
 		d.store.stats.repairedPages.Add(1)
 		log.Warn("repaired a damaged page of the cache")
@@ -270,7 +271,8 @@ func (s *scrubber) repair(ctx context.Context, h *Handle, page int64) error {
 }
 
 // rewrite writes a page in place that is present: the same bytes, which is
-// why it needs no proof that nobody has the file open.
+// why it needs no proof that nobody has the file open. NotCached if the page
+// was given up meanwhile.
 func (h *Handle) rewrite(page int64, data []byte) error {
 	d, p := h.s.dirOf(h.p), h.p
 	got := block.Checksum(data)
@@ -279,7 +281,7 @@ func (h *Handle) rewrite(page int64, data []byte) error {
 	u := p.unitOf(page)
 	switch {
 	case p.has(partDead) || !u.hasPage(page):
-		return nil // given up meanwhile
+		return errs.NotCached
 	case got != u.crcOf(page):
 		return errs.E(errs.Corrupt, "", "", fmt.Errorf("the source has checksum %08x, expected %08x", got, u.crcOf(page)))
 	}
