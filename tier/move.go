@@ -236,7 +236,7 @@ func (s *Store) beginMove(p *part) (*Handle, error) {
 	h := &Handle{s: s, p: p, end: p.geometry().Pages()}
 	f, err := h.open()
 	if err != nil {
-		return nil, err
+		return nil, d.wrap("move", p, err)
 	}
 	if err := d.prove(f); err != nil {
 		f.refs--
@@ -378,7 +378,7 @@ func (m *move) finish() (done bool, err error) {
 		return false, err
 	}
 	if err := m.from.logDropPart(p); err != nil {
-		return false, err
+		return false, m.from.wrap("move", p, err)
 	}
 	p.flags &^= partLogged
 	sh := s.shardOf(p.id)
