@@ -75,12 +75,14 @@ type dir struct {
 
 	unknown  atomic.Bool  // a file has more room than its recorded pages: the next start has to look
 	unsynced atomic.Int64 // bytes written since the last checkpoint
+	doubts   atomic.Int64 // syncs that failed: what was written or checked before one is to be checked again
 	ioErrors atomic.Int64
 	warned   atomic.Bool // the first of a run of disk errors was logged
 
 	heldMu     sync.Mutex
 	held       []heldFile
 	superseded []*part                // older versions, first victims; may be dead by now
+	older      int                    // how many of those there were when dead ones were last taken off
 	copies     map[block.FileID]*part // that movers make; their names are taken
 	untidy     map[*part]struct{}     // parts that upkeep has to come back to
 	heldNames  atomic.Uint64

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"millrace/internal/errs"
 	"millrace/internal/vfs"
@@ -14,6 +15,10 @@ import (
 // maxRefused bounds how many victims one reservation asks the kernel about in
 // vain before it gives up.
 const maxRefused = 64
+
+// idleSuperseded is how many older versions may be on a directory's list,
+// beside twice as many as there were, before upkeep takes dropped ones off it.
+const idleSuperseded = 1000
 
 // makeRoom charges bytes and inodes, and evicts until they fit. The error is
 // of kind NoSpace if they cannot.
@@ -53,19 +58,28 @@ func (d *dir) reserve(bytes, inodes int64) error {
 
 // evictNext gives up one victim. found is false if there is none.
 func (d *dir) evictNext() (done, found bool) {
-	if p := d.nextSuperseded(); p != nil {
-		n := d.detach(p, true)
-		if n > 0 {
-			d.store.stats.evictedFiles.Add(1)
-			d.store.stats.evictedBytes.Add(n - 1)
-		}
-		return n > 0, true
+	if done, found = d.evictSuperseded(); found {
+		return done, true
 	}
 	u := d.queue.victim()
 	if u == nil {
 		return false, false
 	}
 	return d.evict(u), true
+}
+
+// evictSuperseded is evictNext for older versions alone.
+func (d *dir) evictSuperseded() (done, found bool) {
+	p := d.nextSuperseded()
+	if p == nil {
+		return false, false
+	}
+	n := d.detach(p, true)
+	if n > 0 {
+		d.store.stats.evictedFiles.Add(1)
+		d.store.stats.evictedBytes.Add(n - 1)
+	}
+	return n > 0, true
 }
 
 // supersede puts a part of this directory on the list of older versions.
@@ -85,24 +99,47 @@ func (d *dir) nextSuperseded() (idle *part) {
 	if len(list) == 0 {
 		return nil
 	}
-	kept := list[:0]
-	for i, p := range list {
+	var busy []*part // they come last from now on
+	for idle == nil && len(list) > 0 {
+		p := list[0]
+		list = list[1:]
 		p.mu.Lock()
 		dead, used := p.has(partDead), p.refs > 0
 		p.mu.Unlock()
-		if !dead && !used {
+		switch {
+		case dead:
+		case used:
+			busy = append(busy, p)
+		default:
 			idle = p
-			kept = append(kept, list[i+1:]...)
-			break
-		}
-		if !dead {
-			kept = append(kept, p)
 		}
 	}
 	d.heldMu.Lock()
-	d.superseded = append(kept, d.superseded...)
+	d.superseded = append(append(list, busy...), d.superseded...)
 	d.heldMu.Unlock()
 	return idle
+}
+
+// pruneSuperseded takes the older versions that were dropped off their list,
+// when it has doubled since the last time.
+func (d *dir) pruneSuperseded() {
+	d.heldMu.Lock()
+	if len(d.superseded) <= 2*d.older+idleSuperseded {
+		d.heldMu.Unlock()
+		return
+	}
+	list := d.superseded
+	d.superseded = nil
+	d.heldMu.Unlock()
+	list = slices.DeleteFunc(list, func(p *part) bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.has(partDead)
+	})
+	d.heldMu.Lock()
+	d.superseded = append(list, d.superseded...)
+	d.older = len(d.superseded)
+	d.heldMu.Unlock()
 }
 
 // evict gives up a unit, if nobody uses it and the kernel proves that nobody
@@ -123,6 +160,9 @@ func (d *dir) evict(u *unit) bool {
 		freed = d.evictBlock(p, u)
 		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() && d.evictWhole(p) < 0 {
 			d.tidyLater(p) // it has no unit left that could be a victim
+		}
+		if p.has(partDead) { // perhaps since its file was gone, with pages in other blocks
+			changed = append(p.changedBlocks(), u.word)
 		}
 	} else {
 		changed = p.changedBlocks()

@@ -189,6 +189,7 @@ func (r *Reservation) write(page int64, data []byte, crc uint32) (present bool, 
 	key := fillKey{r.p, page}
 	r.d.fills.lock(key)
 	defer r.d.fills.unlock(key)
+	doubts := r.d.doubts.Load()
 	f, cost, err := r.begin(page, crc)
 	if err != nil || f == nil {
 		return false, err
@@ -198,7 +199,7 @@ func (r *Reservation) write(page int64, data []byte, crc uint32) (present bool, 
 		return false, r.d.wrap("fill", r.p, err)
 	}
 	r.d.unsynced.Add(int64(len(data)))
-	if present, err = r.commit(f, page, crc, cost); err != nil {
+	if present, err = r.commit(f, page, crc, cost, doubts); err != nil {
 		r.fail(f, page, cost)
 		return false, r.d.wrap("fill", r.p, err)
 	}
@@ -261,8 +262,8 @@ func (r *Reservation) begin(page int64, crc uint32) (f *openFile, cost int64, er
 }
 
 // commit records the page and makes it present, unless another fill of it
-// came first.
-func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (present bool, err error) {
+// came first. doubts is what the directory had before the page was written.
+func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost, doubts int64) (present bool, err error) {
 	d, p := r.d, r.p
 	d.gate.RLock()
 	defer d.gate.RUnlock()
@@ -283,7 +284,7 @@ func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost int64) (p
 	r.refund(cost - used)
 	d.ledger.written(used)
 	u.state.Or(unitCharged)
-	u.setPage(page, crc, true)
+	u.setPage(page, crc, d.doubts.Load() == doubts)
 	if p.has(partDead) { // dropped meanwhile: for the handles alone
 		d.ledger.hold(used)
 		return false, nil

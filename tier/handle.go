@@ -332,8 +332,10 @@ func (h *Handle) readPage(f *openFile, b []byte, off, page int64, pe block.Exten
 	u := h.p.unitOf(page)
 	present, checked := u.hasPage(page), false
 	var want uint32
+	var doubts int64
 	if present {
 		checked, want = h.trusts(u, page), u.crcOf(page)
+		doubts = h.s.dirOf(h.p).doubts.Load()
 	}
 	h.p.mu.Unlock()
 	if !present { // another reader found it corrupt just now
@@ -359,7 +361,7 @@ func (h *Handle) readPage(f *openFile, b []byte, off, page int64, pe block.Exten
 		copy(b, whole[off-pe.Offset:])
 	}
 	h.p.mu.Lock()
-	if u := h.p.unitOf(page); u.hasPage(page) && u.crcOf(page) == want {
+	if u := h.p.unitOf(page); u.hasPage(page) && u.crcOf(page) == want && h.s.dirOf(h.p).doubts.Load() == doubts {
 		u.setVerified(page, true)
 	}
 	h.p.mu.Unlock()

@@ -35,6 +35,8 @@ func (h *Handle) HandOut() (fd *os.File, base, length int64, err error) {
 	p, d := h.p, h.dir()
 	g := p.geometry()
 	switch {
+	case h.always:
+		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.New("nobody checks what is read by a descriptor"))
 	case g.Length == 0:
 		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.New("an empty file has no backing file"))
 	case d == nil:
@@ -72,14 +74,21 @@ func (h *Handle) dir() *dir {
 	return h.s.dirOf(h.p)
 }
 
-// openAnew opens the backing file, all of whose pages are present, by its
-// name. An eviction, which takes the lease, holds the part's lock as this does.
+// openAnew opens the backing file, all of whose pages are present and checked,
+// by its name. An eviction, which takes the lease, holds the part's lock as
+// this does.
 func (h *Handle) openAnew(d *dir) (vfs.File, error) {
 	p := h.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.has(partDead) || p.missing(h.first, h.end) > 0 {
+	if p.has(partDead) {
 		return nil, errs.E(errs.NotCached, "", "", errors.New("it was dropped from the cache"))
+	}
+	switch page, err := h.unchecked(h.first); {
+	case err != nil:
+		return nil, err
+	case page < h.end:
+		return nil, errs.E(errs.NotCached, "", "", fmt.Errorf("page %d is to be checked again", page))
 	}
 	f, err := d.fs.OpenFile(d.partName(p.id), os.O_RDONLY|syscall.O_NOATIME|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -117,11 +126,15 @@ func (h *Handle) checkUnchecked() error {
 // nextUnchecked returns the first page from page on that was not checked, or
 // the end. It is NotCached if one before that is absent.
 func (h *Handle) nextUnchecked(page int64) (int64, error) {
-	p := h.p
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	h.p.mu.Lock()
+	defer h.p.mu.Unlock()
+	return h.unchecked(page)
+}
+
+// unchecked is nextUnchecked with p.mu held.
+func (h *Handle) unchecked(page int64) (int64, error) {
 	for page < h.end {
-		u := p.unitOf(page)
+		u := h.p.unitOf(page)
 		switch {
 		case !u.hasPage(page):
 			return page, errs.E(errs.NotCached, "", "", fmt.Errorf("page %d is not cached", page))

@@ -159,6 +159,9 @@ func (s *Store) takeOut(d *dir) {
 		err = errors.Join(err, d.lock.Close())
 	}
 	d.gate.Unlock()
+	d.heldMu.Lock()
+	d.held, d.superseded, d.untidy = nil, nil, nil // found again when it comes back
+	d.heldMu.Unlock()
 	d.closeIdle()
 	for _, l := range lost {
 		s.notify(l.id, l.blocks)
@@ -183,7 +186,7 @@ type lostPart struct {
 // gate is held, and it takes no new ones, for it has failed.
 func (s *Store) forgetAll(d *dir) []lostPart {
 	var lost []lostPart
-	_ = s.eachPart(func(p *part) error {
+	lose := func(p *part) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.dirIndex == d.num && !p.has(partDead) {
@@ -191,14 +194,12 @@ func (s *Store) forgetAll(d *dir) []lostPart {
 			d.lose(p)
 		}
 		return nil
-	})
-	for _, p := range d.copyParts() {
-		p.mu.Lock()
-		if !p.has(partDead) {
-			d.lose(p)
-		}
-		p.mu.Unlock()
 	}
+	// First the copies: one that is done meanwhile is in the maps by then.
+	for _, p := range d.copyParts() {
+		_ = lose(p)
+	}
+	_ = s.eachPart(lose)
 	return lost
 }
 

@@ -2,6 +2,7 @@ package tier
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -321,10 +322,11 @@ func TestComeback(t *testing.T) {
 	checkLedger(t, s)
 }
 
-// blockingFS lets a test hold a write to a backing file up, and fail it.
+// blockingFS lets a test hold a write to a file up, and fail it.
 type blockingFS struct {
 	vfs.FS
 
+	within  string // part of the files' names; "" for backing files
 	mu      sync.Mutex
 	arrived chan struct{} // set: the next write says so and waits
 	release chan error
@@ -332,7 +334,7 @@ type blockingFS struct {
 
 func (b *blockingFS) OpenFile(name string, flag int, perm os.FileMode) (vfs.File, error) {
 	f, err := b.FS.OpenFile(name, flag, perm)
-	if err != nil || !strings.Contains(name, "/"+dataDir+"/") {
+	if err != nil || !strings.Contains(name, cmp.Or(b.within, "/"+dataDir+"/")) {
 		return f, err
 	}
 	return &blockingFile{f, b}, nil

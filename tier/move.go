@@ -143,6 +143,9 @@ func (s *Store) roomByMoving(ctx context.Context, d *dir) func(bytes, inodes int
 			if err := d.takeFree(bytes, inodes); err == nil || !errors.Is(err, errs.NoSpace) {
 				return err
 			}
+			if d.giveUpSuperseded() {
+				continue
+			}
 			u := d.queue.victim()
 			if u == nil {
 				break
@@ -153,6 +156,14 @@ func (s *Store) roomByMoving(ctx context.Context, d *dir) func(bytes, inodes int
 		}
 		return d.makeRoom(bytes, inodes)
 	}
+}
+
+// giveUpSuperseded gives up one older version, if there is any that can be.
+func (d *dir) giveUpSuperseded() bool {
+	d.roomMu.Lock()
+	defer d.roomMu.Unlock()
+	done, found := d.evictSuperseded()
+	return found && done
 }
 
 // errMove is why a part was not moved, where nothing is wrong.
@@ -225,7 +236,7 @@ func (s *Store) beginMove(p *part) (*Handle, error) {
 	h := &Handle{s: s, p: p, end: p.geometry().Pages()}
 	f, err := h.open()
 	if err != nil {
-		return nil, err
+		return nil, d.wrap("move", p, err)
 	}
 	if err := d.prove(f); err != nil {
 		f.refs--
@@ -367,7 +378,7 @@ func (m *move) finish() (done bool, err error) {
 		return false, err
 	}
 	if err := m.from.logDropPart(p); err != nil {
-		return false, err
+		return false, m.from.wrap("move", p, err)
 	}
 	p.flags &^= partLogged
 	sh := s.shardOf(p.id)
@@ -399,8 +410,19 @@ func (m *move) giveUp() {
 	if q.has(partDead) { // lost with its directory
 		return
 	}
-	if _, err := m.to.detachLocked(q); err != nil {
-		m.to.ioError("drop copy", err)
+	m.to.dropCopy(q)
+}
+
+// dropCopy drops one of two parts of a file, come what may. Where the index
+// cannot be told, the next start finds it without its file, or as the second
+// one that it is. gate and p.mu are held.
+func (d *dir) dropCopy(p *part) {
+	if err := d.logDropPart(p); err != nil {
+		d.ioError("record that a copy is dropped", err)
+	}
+	p.flags &^= partLogged
+	if _, err := d.detachLocked(p); err != nil { // its file cannot be opened for its handles
+		d.ioError("drop copy", err)
 	}
 }
 

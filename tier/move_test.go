@@ -577,6 +577,7 @@ func TestCrashInMove(t *testing.T) {
 func TestMoveFaults(t *testing.T) {
 	for _, text := range []string{
 		"open path~mem/data nth=1 err=EIO",
+		"open path~ssd/data nth=1 err=EIO",
 		"write path~mem/data nth=1 err=EIO",
 		"write path~mem/data nth=2 err=ENOSPC",
 		"write path~mem/index nth=1 err=EIO",
@@ -594,10 +595,17 @@ func TestMoveFaults(t *testing.T) {
 			s := twoTiers(t, root, withFS(ffs))
 			f := testFile("f", "1", 3*page)
 			fillIn(t, s, "ssd", f)
+			p := s.lookup(f.ID)
+			p.mu.Lock()
+			dirNamed(t, s, "ssd").letGo(p)
+			p.mu.Unlock()
 			ffs.Set(rule(t, text))
 			err := moveTo(t, s, f, "mem")
 			if ffs.Fired() == 0 {
 				t.Fatal("nothing failed")
+			}
+			if s.Stats().IOErrors == 0 {
+				t.Error("the error is not counted")
 			}
 			ffs.Set()
 			n, readErr := readPages(s, f)

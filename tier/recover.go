@@ -82,13 +82,11 @@ func (d *dir) recover() (*recovery, error) {
 // adopt makes what the directories have one store: of a file in two of them,
 // left by a crash in the middle of a move, the better copy stays; the path
 // index and the sums are built.
-func (s *Store) adopt(found []*recovery) error {
+func (s *Store) adopt(found []*recovery) {
 	var all []*part
 	for _, r := range found {
 		for id, twin := range r.twins {
-			if err := s.keepBetter(id, twin); err != nil {
-				return err
-			}
+			s.keepBetter(id, twin)
 		}
 	}
 	for _, r := range found {
@@ -110,31 +108,29 @@ func (s *Store) adopt(found []*recovery) error {
 	for _, d := range s.dirs {
 		d.shrink()
 	}
-	return nil
 }
 
 // keepBetter drops one of two parts of a file: the one with fewer pages, the
 // one in the slower directory if they are equal.
-func (s *Store) keepBetter(id block.FileID, twin *part) error {
+func (s *Store) keepBetter(id block.FileID, twin *part) {
 	sh := s.shardOf(id)
 	other := sh.parts[id]
 	if twin.has(partDead) {
-		return nil
+		return
 	}
 	loser := twin
 	if other == nil || other.pages() < twin.pages() {
 		loser, sh.parts[id] = other, twin
 	}
 	if loser == nil {
-		return nil
+		return
 	}
 	d := s.dirOf(loser)
 	d.gate.RLock()
 	defer d.gate.RUnlock()
 	loser.mu.Lock()
 	defer loser.mu.Unlock()
-	_, err := d.detachLocked(loser)
-	return errs.Wrap(err, "drop second copy in", d.root)
+	d.dropCopy(loser)
 }
 
 // list returns the sequences of the index's segments and snapshots, ascending,

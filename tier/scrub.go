@@ -181,12 +181,13 @@ func (s *scrubber) compare(ctx context.Context, b badPage, again bool) {
 		return
 	}
 	buf := s.buf[:p.geometry().Page(page).Length]
+	doubts := d.doubts.Load()
 	damage := h.readWhole(f, buf, page, want)
 	if !again {
 		d.store.stats.scrubbedPages.Add(1)
 		d.store.stats.scrubbedBytes.Add(int64(len(buf)))
 	}
-	if !h.judge(page, want, damage == nil) || damage == nil {
+	if !h.judge(page, want, damage == nil, doubts) || damage == nil {
 		return
 	}
 	if !again {
@@ -195,17 +196,18 @@ func (s *scrubber) compare(ctx context.Context, b badPage, again bool) {
 	s.mend(ctx, h, b, damage, again)
 }
 
-// judge notes whether a page is what its checksum says. From a bad verdict on
-// every read of it is checked, and its file is given to nobody. It is false if
-// the page was given up meanwhile.
-func (h *Handle) judge(page int64, want uint32, good bool) bool {
+// judge notes whether a page is what its checksum says, as it was read when
+// the directory had so many doubts. From a bad verdict on every read of it is
+// checked, and its file is given to nobody. It is false if the page was given
+// up meanwhile.
+func (h *Handle) judge(page int64, want uint32, good bool, doubts int64) bool {
 	h.p.mu.Lock()
 	defer h.p.mu.Unlock()
 	u := h.p.unitOf(page)
 	if h.p.has(partDead) || !u.hasPage(page) || u.crcOf(page) != want {
 		return false
 	}
-	u.setVerified(page, good)
+	u.setVerified(page, good && h.s.dirOf(h.p).doubts.Load() == doubts)
 	return true
 }
 
@@ -218,6 +220,7 @@ func (s *scrubber) mend(ctx context.Context, h *Handle, b badPage, damage error,
 	err := s.repair(ctx, h, b.page)
 	kind := errs.KindOf(err)
 	switch {
+	case kind == errs.NotCached: // given up meanwhile
 	case err == nil:
 		d.store.stats.repairedPages.Add(1)
 		log.Warn("repaired a damaged page of the cache")
@@ -268,7 +271,8 @@ func (s *scrubber) repair(ctx context.Context, h *Handle, page int64) error {
 }
 
 // rewrite writes a page in place that is present: the same bytes, which is
-// why it needs no proof that nobody has the file open.
+// why it needs no proof that nobody has the file open. NotCached if the page
+// was given up meanwhile.
 func (h *Handle) rewrite(page int64, data []byte) error {
 	d, p := h.s.dirOf(h.p), h.p
 	got := block.Checksum(data)
@@ -277,7 +281,7 @@ func (h *Handle) rewrite(page int64, data []byte) error {
 	u := p.unitOf(page)
 	switch {
 	case p.has(partDead) || !u.hasPage(page):
-		return nil // given up meanwhile
+		return errs.NotCached
 	case got != u.crcOf(page):
 		return errs.E(errs.Corrupt, "", "", fmt.Errorf("the source has checksum %08x, expected %08x", got, u.crcOf(page)))
 	}

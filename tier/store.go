@@ -158,7 +158,8 @@ func (s *Store) openDirs(cfgs []Config) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.adopt(found)
+	s.adopt(found)
+	return nil
 }
 
 // recoverDirs recovers the directories that could be opened. It is an error

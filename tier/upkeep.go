@@ -45,8 +45,10 @@ func (d *dir) checkpointLocked(flags uint8) error {
 	return nil
 }
 
-// unverifyAll makes the next read of every page check it again.
+// unverifyAll makes the next read of every page check it again, also of those
+// that are being filled or checked just now.
 func (d *dir) unverifyAll() {
+	d.doubts.Add(1)
 	for _, u := range d.queue.units() {
 		u.part.mu.Lock()
 		u.unverify()
@@ -94,6 +96,7 @@ func (d *dir) tidyLater(p *part) {
 // tidy gives the room of spoiled pages back and drops parts that are empty.
 // What somebody uses, or what fails, is left for the next round.
 func (d *dir) tidy() {
+	d.pruneSuperseded()
 	d.heldMu.Lock()
 	parts := d.untidy
 	d.untidy = nil
@@ -322,15 +325,17 @@ func (d *dir) writeSnapshot() (err error) {
 // writeAll writes all parts, the next victims first, so that the order of the
 // policy survives a restart.
 func (w *snapshotWriter) writeAll() error {
+	// First the copies, which nobody finds: one that is done meanwhile is in
+	// the maps by then.
+	for _, p := range w.d.copyParts() {
+		w.addPartByBlock(p)
+	}
 	err := w.d.store.eachPart(func(p *part) error {
 		w.addPartByBlock(p)
 		return w.flushPiece()
 	})
 	if err != nil {
 		return err
-	}
-	for _, p := range w.d.copyParts() { // found by nobody yet
-		w.addPartByBlock(p)
 	}
 	for _, u := range w.d.queue.units() {
 		w.addUnit(u)
