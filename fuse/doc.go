@@ -17,7 +17,8 @@
 // Invariants:
 //   - A node ID is bound for life to (path, file ID, kind). The size, times
 //     and inode number of a node never change; a new version of a path is a
-//     new node. So the kernel may keep the pages of a node for ever.
+//     new node. So the kernel may keep the pages of a node for ever, but for
+//     those that it read while the version was unsettled.
 //   - The inode number of a path is stable over versions and runs.
 //   - An OPEN of a node whose path has a newer version answers ESTALE, on
 //     which the kernel looks the whole path up again, unseen by the program.

@@ -55,8 +55,9 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 		out.OpenFlags |= gofuse.FOPEN_PASSTHROUGH
 		out.BackingID = backing
 	} else {
-		// The pages that the kernel has of this node are those of its version.
-		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
+		if !n.mayHaveOtherPages(e.Ticket) {
+			out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
+		}
 		if why == notCached || why == noDescriptor {
 			o.local.later(time.Now())
 		}

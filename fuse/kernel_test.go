@@ -433,3 +433,31 @@ func TestHugeDirectory(t *testing.T) {
 	}
 	f.ReleaseDir(&gofuse.ReleaseIn{Fh: od.Fh})
 }
+
+// TestUnsettledVersionIsNotKept opens a version that may still change under
+// the same tag: the kernel reads it anew at each open, and once more when it
+// is settled; from then on its pages stay.
+func TestUnsettledVersionIsNotKept(t *testing.T) {
+	c := newFake(0)
+	c.put("/x", 1<<20, "v1")
+	m := start(t, c, "", copyPath)
+	settle := func(yes bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		e := *c.entries["/x"]
+		tk := *e.Ticket
+		tk.Unsettled = !yes
+		e.Ticket = &tk
+		c.entries["/x"] = &e
+	}
+	for i, step := range []struct{ settled, reads bool }{{false, true}, {false, true}, {true, true}, {true, false}} {
+		settle(step.settled)
+		before := c.reads.Load()
+		if b, err := os.ReadFile(m.dir + "/x"); err != nil || !bytes.Equal(b, c.bytesOf("/x")) {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+		if got := c.reads.Load() > before; got != step.reads {
+			t.Errorf("open %d: read through the mount: %v, want %v", i, got, step.reads)
+		}
+	}
+}

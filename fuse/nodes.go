@@ -25,6 +25,9 @@ type node struct {
 	dir    bool
 	// superseded is set when the path is known to have another version.
 	superseded atomic.Bool
+	// unsettled is set while the kernel may have pages of the version from
+	// when it could still change.
+	unsettled atomic.Bool
 
 	// Guarded by the shard's lock.
 	lookups uint64 // references that the kernel holds
@@ -33,6 +36,18 @@ type node struct {
 }
 
 func (n *node) is(e *client.Entry) bool { return n.dir == e.Dir && n.fileID == e.FileID }
+
+// mayHaveOtherPages reports, at an open with the ticket t, whether the pages
+// that the kernel has of the node may be other than the version's. Then it is
+// to drop them: while the version may still change under its tag, and once
+// when it is settled.
+func (n *node) mayHaveOtherPages(t *block.Ticket) bool {
+	if t != nil && t.Unsettled {
+		n.unsettled.Store(true)
+		return true
+	}
+	return n.unsettled.Swap(false)
+}
 
 // ino returns the inode number, which is that of the path.
 func (n *node) ino() uint64 {
