@@ -76,11 +76,13 @@ func (c *Conn) OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int6
 	if err == nil {
 		if err = k.verify(k.ranges, c.addr); err != nil {
 			c.CloseHandle(handle)
-			handle = 0
 		}
 	}
 	c.recycle(k)
-	return handle, err
+	if err != nil {
+		return 0, err
+	}
+	return handle, nil
 }
 
 // appendTicket appends the encoding of t.
