@@ -61,14 +61,23 @@ func (p *page) element(s *xmlScanner, name []byte) error {
 	case "IsTruncated":
 		p.more, err = strconv.ParseBool(string(text))
 	case "NextContinuationToken":
-		p.token = string(text)
+		err = once(&p.token, text)
 	case "EncodingType":
-		p.encoding = string(text)
+		err = once(&p.encoding, text)
 	case "Name", "Prefix", "Delimiter", "MaxKeys", "KeyCount", "ContinuationToken", "StartAfter":
 	default:
 		err = errUnusual
 	}
 	return err
+}
+
+// once sets a text that may be given once.
+func once(to *string, text []byte) error {
+	if *to != "" {
+		return errUnusual
+	}
+	*to = string(text)
+	return nil
 }
 
 // contents reads one object.
@@ -103,7 +112,7 @@ func (p *page) contents(s *xmlScanner) error {
 		case "Size":
 			o.size, err = strconv.ParseInt(string(text), 10, 64)
 		case "ETag":
-			o.etag = string(text)
+			err = once(&o.etag, text)
 		case "LastModified":
 			o.modified, err = smithytime.ParseDateTime(string(text))
 		case "StorageClass", "ChecksumAlgorithm", "ChecksumType":
@@ -189,8 +198,8 @@ func (s *xmlScanner) child(parent string) (name []byte, more bool, err error) {
 		return nil, false, nil
 	}
 	name, s.ended = bytes.CutSuffix(tag[1:], []byte("/"))
-	for _, c := range name {
-		if (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+	for i, c := range name {
+		if (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && (c < '0' || c > '9' || i == 0) {
 			return nil, false, errUnusual
 		}
 	}

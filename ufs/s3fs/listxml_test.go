@@ -69,6 +69,10 @@ var unusual = map[string]string{
 	"crossed":           `<ListBucketResult><Contents><Key>a</Contents></Key></ListBucketResult>`,
 	"text between":      `<ListBucketResult>x<Contents><Key>a</Key></Contents></ListBucketResult>`,
 	"empty in empty":    `<ListBucketResult><Contents/></ListBucketResult>`,
+	"a tag twice":       `<ListBucketResult><Contents><Key>a</Key><ETag>"x"</ETag><ETag/></Contents></ListBucketResult>`,
+	"encoding twice":    `<ListBucketResult><EncodingType>url</EncodingType><EncodingType></EncodingType></ListBucketResult>`,
+	"token twice":       `<ListBucketResult><NextContinuationToken>t</NextContinuationToken><NextContinuationToken/></ListBucketResult>`,
+	"no name of XML":    `<ListBucketResult><Contents><Key>a</Key><Owner><1>x</1></Owner></Contents></ListBucketResult>`,
 	"two prefixes":      `<ListBucketResult><CommonPrefixes><Prefix>a/</Prefix><Prefix>b/</Prefix></CommonPrefixes></ListBucketResult>`,
 }
 
