@@ -47,7 +47,10 @@ func (c *Conn) Open(ctx context.Context, t *block.Ticket) (uint32, error) {
 	handle := k.handle
 	err = k.end.err("open", c.addr)
 	c.recycle(k)
-	return handle, err
+	if err != nil {
+		return 0, err
+	}
+	return handle, nil
 }
 
 // OpenRead is Open and ReadAt in one round trip, for files that are read with
