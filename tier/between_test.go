@@ -3,13 +3,19 @@ package tier
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"millrace/block"
 	"millrace/internal/errs"
@@ -439,4 +445,143 @@ func TestRepairComesTooLate(t *testing.T) {
 	}
 	mustRead(t, s, f, 2)
 	checkLedger(t, s)
+}
+
+// TestAllAtOnce lets readers, fills, new versions, drops, descriptors, moves,
+// the scrubber and directories that fail and come back meet. What is told of
+// the blocks in the end is what there is.
+func TestAllAtOnce(t *testing.T) {
+	var mu sync.Mutex
+	told := map[string]BlockState{}
+	key := func(b BlockState) string { return fmt.Sprint(b.File, b.Index) }
+	specs := []spec{{"mem", Memory, 5 * mib}, {"ssd", SSD, 7 * mib}, {"hdd", HDD, 8 * mib}}
+	s := openTiers(t, t.TempDir(), specs, func(o *Options, c *Config) {
+		strict(o, c)
+		c.OpenFiles = 4
+		o.Moves = DefaultMoves()
+		o.Moves.PromoteHits = 1
+		o.Refetch = func(_ context.Context, f File, page int64) ([]byte, error) { return pageBytes(f, page), nil }
+		o.OnChange = func(b BlockState) {
+			mu.Lock()
+			defer mu.Unlock()
+			if told[key(b)] = b; b.CachedBytes == 0 {
+				delete(told, key(b))
+			}
+		}
+	})
+	draw := func(rnd *rand.Rand) File {
+		i := rnd.IntN(30)
+		if i == 0 {
+			return testFileBlocks("large", fmt.Sprint(rnd.IntN(2)), wholeLimit+9, 2*page)
+		}
+		return testFileBlocks(fmt.Sprintf("d%d/%d", i%3, i), fmt.Sprint(rnd.IntN(2)), int64(i)*20_000, page)
+	}
+	stop := make(chan struct{})
+	going := func() bool {
+		select {
+		case <-stop:
+			return false
+		default:
+			return true
+		}
+	}
+	var others, readers sync.WaitGroup
+	for range 2 { // movers
+		others.Go(func() {
+			for going() {
+				select {
+				case p := <-s.moves.parts:
+					s.promote(t.Context(), p)
+				case <-stop:
+				}
+			}
+		})
+	}
+	others.Go(func() { // disks that fail
+		for n := 0; going(); n++ {
+			if i := n % 3; n < 30 {
+				d := s.current()[i]
+				d.fail(d.unusable(syscall.EIO))
+				s.takeOut(d)
+				if err := s.bringBack(i); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			s.upkeep()
+			for _, d := range s.current() {
+				newScrubber(d).step(t.Context())
+				if err := d.compact(n%4 == 0); err != nil && !errors.Is(err, errs.NoSpace) {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for w := range 4 {
+		readers.Go(func() {
+			rnd := newRand(uint64(w))
+			for range 100 {
+				f := draw(rnd)
+				pages := f.Geometry().Pages()
+				first := rnd.Int64N(pages) * rnd.Int64N(2)
+				e := f.Geometry().PagesExtent(first, min(pages, first+4))
+				err := readThrough(s, f, e)
+				switch errs.KindOf(err) {
+				case errs.Unavailable, errs.NoSpace, errs.NotCached, errs.Corrupt: // that the read begins anew
+				default:
+					if err != nil {
+						t.Errorf("%s: %v", f.Path, err)
+					}
+				}
+				switch rnd.IntN(12) {
+				case 0:
+					if _, _, err := s.Drop(1, f.Path); err != nil {
+						t.Error(err)
+					}
+				case 1, 2:
+					if fd, err := handOut(t, s, f); err == nil {
+						sameBytes(t, fd, f)
+						_ = fd.Close()
+					}
+				case 3:
+					s.Touch(f.ID, 1)
+				}
+			}
+		})
+	}
+	readers.Wait()
+	close(stop)
+	others.Wait()
+	checkLedger(t, s)
+	there := map[string]BlockState{}
+	for b := range s.Blocks() {
+		there[key(b)] = b
+	}
+	if diff := cmp.Diff(there, told); diff != "" {
+		t.Errorf("the blocks that are there, and those that are told: %s", diff)
+	}
+	st := s.Stats()
+	if st.ChecksumErrors != 0 {
+		t.Errorf("%+v", st)
+	}
+	for i := range s.shards {
+		for _, p := range s.shards[i].parts {
+			if p.refs != 0 || p.dirIndex != noDir && !slices.Contains(s.current(), s.dirOf(p)) {
+				t.Errorf("%s: %d uses, in a directory that failed", p.path(), p.refs)
+			}
+		}
+	}
+	if files, size := s.Usage(1, ""); int64(files) != st.CachedFiles || size != st.CachedBytes {
+		t.Errorf("%d files, %d bytes: %+v", files, size, st)
+	}
+	for _, d := range s.current() {
+		if len(d.copies) != 0 {
+			t.Errorf("%d copies are under way", len(d.copies))
+		}
+		for _, u := range d.queue.units() {
+			if s.lookup(u.part.id) != u.part || s.dirOf(u.part) != d {
+				t.Errorf("a victim of %s that nobody finds: %s", d.root, u.part.path())
+			}
+		}
+	}
 }

@@ -64,8 +64,9 @@
 //     evicted as a whole is never punched, for it is sent from its file and
 //     what waits in a socket's queue must not become zeros.
 //   - A part is in no directory until its first fill, and in the same one ever
-//     after; a move makes another part. A file that is found in two directories at the start keeps the
-//     copy with more pages, in the faster one if they are equal.
+//     after; a move makes another part. A file that is found in two directories
+//     at the start keeps the copy with more pages, in the faster one if they
+//     are equal.
 //   - A directory whose disk fails (health.go) is forgotten at once: its parts
 //     leave the store and their handles find all pages absent, and none of its
 //     names is used any more; nothing is made in its place. What comes back
@@ -77,6 +78,11 @@
 //     no new part of the same file can meet the old file.
 //   - A page is compared with its checksum when a mover copies it, and one
 //     that differs is not copied.
+//   - A page counts as checked only if no sync of its directory failed since
+//     its bytes were written or read, for the kernel throws away what it cannot
+//     write.
+//   - A copy is found by its directory until it is found by all: whoever wants
+//     every part of a directory looks at the copies first.
 //   - Locks are taken in this order: upkeepMu, roomMu, dir.gate, part.mu,
 //     then at most one leaf lock. A mover takes the locks of two parts, the
 //     old one's before the copy's. The hit path takes a shard of the map for

@@ -393,9 +393,9 @@ func (d *dir) finishHeld(p *part) {
 	p.flags &^= partCreated
 }
 
-// moveToHeld takes the name of a part away that is about to be forgotten, so that the same file
-// can be cached anew. Where that fails the file stays charged, and the next
-// start finds it.
+// moveToHeld takes the name of a part away that is about to be forgotten, so
+// that the same file can be cached anew. Where that fails the file stays
+// charged, and the next start finds it.
 func (d *dir) moveToHeld(p *part) {
 	if err := d.fs.Rename(d.partName(p.id), d.heldName(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.ioError("hold dropped file", err)
