@@ -171,7 +171,7 @@ func (r *reporter) tell(heard bool) {
 func (r *reporter) exchange(ctx context.Context) (heard, news bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	told := r.self.heartbeatRequest()
+	told, fulls := r.self.heartbeatRequest(), r.changes.fulls()
 	reply, err := r.master.Heartbeat(ctx, told)
 	if err != nil {
 		return false, false, err
@@ -180,7 +180,7 @@ func (r *reporter) exchange(ctx context.Context) (heard, news bool, err error) {
 		return false, false, err
 	}
 	if reply.GetNeedFull() {
-		r.changes.needFull()
+		r.changes.needFullSince(fulls)
 	}
 	if reply.GetRegistered() {
 		r.self.registered()
@@ -262,6 +262,7 @@ func (r *reporter) report(ctx context.Context, full bool) error {
 		return r.send(ctx, &api.ReportBlocksRequest{Blocks: r.changes.take(reportBatch)})
 	}
 	r.changes.takeFull()
+	defer r.changes.endFull()
 	part := &api.ReportBlocksRequest{FullFirst: true, FullPart: true}
 	for s := range r.self.blocks() {
 		if len(part.GetBlocks()) == fullPart {

@@ -436,3 +436,27 @@ func TestChangesAreBounded(t *testing.T) {
 		t.Errorf("in the end: full %v, %d changes", full, n)
 	}
 }
+
+// A master that asks for a full report while one is under way, or came between
+// its answer and the question, gets it once.
+func TestFullReportIsNotAskedForTwice(t *testing.T) {
+	due := func(c *changes) bool { full, _ := c.due(); return full }
+	c := newChanges(10)
+	asked := c.fulls()
+	c.takeFull()
+	c.needFullSince(asked)
+	if due(c) {
+		t.Error("one is under way")
+	}
+	during := c.fulls()
+	c.endFull()
+	c.needFullSince(asked)
+	c.needFullSince(during)
+	if due(c) {
+		t.Error("one came since")
+	}
+	c.needFullSince(c.fulls())
+	if !due(c) {
+		t.Error("the master lost what it had")
+	}
+}

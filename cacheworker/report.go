@@ -22,6 +22,8 @@ type changes struct {
 	mu      sync.Mutex
 	pending map[block.Key]tier.BlockState
 	full    bool
+	begun   uint64        // full reports
+	ended   uint64        // of them
 	wake    chan struct{} // one element when there is something to tell
 }
 
@@ -62,6 +64,26 @@ func (c *changes) needFull() {
 	c.poke()
 }
 
+// fulls returns how many full reports have ended, for needFullSince.
+func (c *changes) fulls() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// needFullSince is needFull by a master that was asked when so many full
+// reports had ended. If one was under way then, or began since, the master may
+// have spoken before it came.
+func (c *changes) needFullSince(ended uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.begun > ended {
+		return
+	}
+	c.full = true
+	c.poke()
+}
+
 // due reports whether a full report is due, and how many changes there are.
 func (c *changes) due() (full bool, deltas int) {
 	c.mu.Lock()
@@ -70,11 +92,19 @@ func (c *changes) due() (full bool, deltas int) {
 }
 
 // takeFull begins a full report: what changed so far will be in it, and what
-// changes from now on is told after it.
+// changes from now on is told after it. endFull must follow.
 func (c *changes) takeFull() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.full, c.pending = false, nil
+	c.begun++
+}
+
+// endFull says that the full report was sent, or has failed.
+func (c *changes) endFull() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = c.begun
 }
 
 // take removes and returns up to n changes.

@@ -170,8 +170,9 @@ func (s *Settings) listens() []listenKey {
 	return list
 }
 
-// probeLimit bounds the first look at an under-store, retries included.
-const probeLimit = 30 * time.Second
+// probeLimit bounds the first look at an under-store, retries included. It is
+// less than the S3 client waits for one answer, so that it is the one to speak.
+const probeLimit = 25 * time.Second
 
 // probe looks whether an under-store answers, before anything is made for it.
 func probe(ctx context.Context, uri string, options map[string]string) error {
