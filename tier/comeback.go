@@ -82,7 +82,7 @@ func (s *Store) bringBack(i int) error {
 	}
 	s.dirsMu.Lock()
 	s.dirs[i] = d
-	if !slices.ContainsFunc(s.dirs, func(d *dir) bool { return d.failure() != nil }) {
+	if !s.anyFailed() {
 		s.missed = missedDrops{}
 	}
 	s.dirsMu.Unlock()
@@ -244,12 +244,17 @@ type drop struct {
 
 const maxMissed = 1000
 
+// anyFailed reports whether a directory is out of service. dirsMu is held.
+func (s *Store) anyFailed() bool {
+	return slices.ContainsFunc(s.dirs, func(d *dir) bool { return d.failure() != nil })
+}
+
 // noteDrop remembers a drop if there is a directory that misses it.
 func (s *Store) noteDrop(d drop) {
 	s.dirsMu.Lock()
 	defer s.dirsMu.Unlock()
 	switch {
-	case !slices.ContainsFunc(s.dirs, func(d *dir) bool { return d.failure() != nil }):
+	case !s.anyFailed():
 	case slices.Contains(s.missed.list, d):
 	case len(s.missed.list) == maxMissed:
 		s.missed.all = true

@@ -72,9 +72,7 @@ func (s *Store) candidates(length int64) []candidate {
 // have, fastest first, those of one tier by their free share.
 func (s *Store) withRoom(length int64) []*dir {
 	all := slices.DeleteFunc(s.candidates(length), func(c candidate) bool { return c.failed || c.free < length })
-	return sorted(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.share(), a.share()))
-	})
+	return sorted(all, fastestFirst)
 }
 
 // faster returns the directories of faster tiers that may take a file from
@@ -84,9 +82,7 @@ func (s *Store) faster(d *dir, length int64) []*dir {
 	all := slices.DeleteFunc(s.candidates(length), func(c candidate) bool {
 		return c.failed || c.rank >= d.cfg.Medium.rank() || length > c.limit/memoryShare
 	})
-	return sorted(all, func(a, b candidate) int {
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.share(), a.share()))
-	})
+	return sorted(all, fastestFirst)
 }
 
 // slower returns the directories of slower tiers in which a file of d fits
@@ -111,6 +107,11 @@ func (s *Store) forEviction(length int64) []*dir {
 	return sorted(s.candidates(length), func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(class(a), class(b)), cmp.Compare(b.rank, a.rank), cmp.Compare(b.share(), a.share()))
 	})
+}
+
+// fastestFirst orders by tier, and within one by the free share.
+func fastestFirst(a, b candidate) int {
+	return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.share(), a.share()))
 }
 
 func sorted(all []candidate, order func(a, b candidate) int) []*dir {

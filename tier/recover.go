@@ -102,8 +102,7 @@ func (s *Store) adopt(found []*recovery) {
 	s.cachedFiles.Add(int64(len(all)))
 	for _, p := range s.paths.load(all) {
 		p.state.Or(unitSuperseded)
-		d := s.dirOf(p)
-		d.superseded = append(d.superseded, p)
+		s.dirOf(p).supersede(p)
 	}
 	for _, d := range s.dirs {
 		d.shrink()
