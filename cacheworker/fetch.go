@@ -233,14 +233,10 @@ const maxCuts = 3
 // pause waits before a request that goes on where an answer was cut.
 func pause(ctx context.Context, cuts int) error {
 	delay := 20 * time.Millisecond << cuts
-	t := time.NewTimer(delay/2 + rand.N(delay))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
+	if !wait(ctx, delay/2+rand.N(delay)) {
 		return ctx.Err()
 	}
+	return nil
 }
 
 // receivePages makes one request for the flight's pages from page on, and
