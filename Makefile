@@ -105,6 +105,12 @@ bench: build $(TOOLS)/versitygw ## cold and warm reads, as ratios to a bare S3 c
 	$(GO) build -o bin/bench ./bench/report
 	exec bin/bench
 
+.PHONY: bench-policy
+bench-policy: ## hit ratios of eviction policies on replayed traces, into bench/out/policy.json
+	@mkdir -p bench/out
+	$(GO) build -o bin/bench-policy ./bench/policy
+	exec bin/bench-policy -json bench/out/policy.json
+
 ##@ Rest
 
 .PHONY: tools
@@ -121,7 +127,7 @@ distclean: clean ## remove the tools too
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^##@/ { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Pinned tools: one module each, so that their dependencies are not ours. A
 # tool is built again when its module changes.
