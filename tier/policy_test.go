@@ -222,3 +222,18 @@ func TestReplayEpochs(t *testing.T) {
 		t.Fatal("no capacity is no error")
 	}
 }
+
+// TestPacedEvidence: only a hit that sets an old unit's bit anew says that the
+// pace is fast enough.
+func TestPacedEvidence(t *testing.T) {
+	q, all := pacedOf(64)
+	for _, u := range []*unit{all[63], all[0]} { // young; settled with its bit
+		if q.touch(u); q.fresh.Load() {
+			t.Fatal("a hit says what it cannot say")
+		}
+	}
+	all[0].state.And(^unitVisited)
+	if q.touch(all[0]); !q.fresh.Load() {
+		t.Fatal("a hit on an old unit whose bit was cleared is not noticed")
+	}
+}
