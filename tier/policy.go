@@ -65,6 +65,7 @@ const (
 type paced struct {
 	mu         sync.Mutex
 	young, old unitList
+	asked      int         // victims since one was taken out: the others were refused
 	quiet      int         // victims since the last that found fresh set
 	fresh      atomic.Bool // an old unit's bit was set since the last victim
 }
@@ -89,6 +90,7 @@ func (q *paced) remove(u *unit) {
 	if state&unitQueued == 0 {
 		return
 	}
+	q.asked = 0
 	u.state.And(^(unitQueued | unitOld))
 	if state&unitOld != 0 {
 		q.old.remove(u)
@@ -115,7 +117,8 @@ func (q *paced) victim() *unit {
 	} else {
 		q.quiet++
 	}
-	if !q.settleHit() {
+	q.asked++
+	if !q.settleHit() && q.asked <= q.young.n {
 		if q.quiet >= min(settled, (q.young.n+q.old.n)/2) {
 			if u := q.look(min(maxLooks, 2*q.old.n)); u != nil {
 				return u

@@ -20,6 +20,7 @@ func pacedOf(n int) (*paced, []*unit) {
 // ask returns the places of the next n victims, which stay.
 func ask(q *paced, all []*unit, n int) (places []int) {
 	for range n {
+		q.asked = 0 // as if it were given up
 		places = append(places, slices.Index(all, q.victim()))
 	}
 	return places
@@ -103,6 +104,7 @@ func TestPacedWaits(t *testing.T) {
 		if i%(settled-1) == settled-2 {
 			q.touch(all[i/(settled-1)])
 		}
+		q.asked = 0 // as if it were given up
 		q.victim()
 		q.touch(all[100]) // has its bit
 	}
@@ -110,6 +112,7 @@ func TestPacedWaits(t *testing.T) {
 		t.Fatal("the old were looked at, although they were hit")
 	}
 	for range settled + 1 {
+		q.asked = 0 // as if it were given up
 		q.victim()
 	}
 	if q.old.tail == next {
