@@ -118,8 +118,9 @@ func (q *paced) victim() *unit {
 		q.quiet++
 	}
 	q.asked++
-	if !q.settleHit() && q.asked <= q.young.n {
-		if q.quiet >= min(settled, (q.young.n+q.old.n)/2) {
+	if !q.settleHit() {
+		old := q.quiet >= min(settled, (q.young.n+q.old.n)/2)
+		if old == (q.asked%2 == 1) { // after a refusal, the other queue's turn
 			if u := q.look(min(maxLooks, 2*q.old.n)); u != nil {
 				return u
 			}
