@@ -43,15 +43,15 @@ const (
 	seedPause     = 10 * time.Millisecond
 )
 
-// advised is the policy of memory: SIEVE's order, before which comes what an
+// advised is the policy of memory: paced's order, before which comes what an
 // adviser would give up. Nothing waits for the adviser: events go to it by a
 // bounded channel and are lost when that is full, its advice comes into a
-// bounded list, and where there is none SIEVE decides. A victim that is
+// bounded list, and where there is none paced decides. A victim that is
 // refused, as somebody has it open, stays in the directory and the ledger
 // although the adviser has struck it off; a sweep finds it, as it finds what
 // was lost on the way, and makes it the first victim.
 type advised struct {
-	sieve
+	paced
 
 	make   makeAdviser
 	limit  func() int64
@@ -104,17 +104,17 @@ func (a *advised) add(u *unit) {
 	if u.state.Load()&unitQueued != 0 {
 		return
 	}
-	a.sieve.add(u)
+	a.paced.add(u)
 	a.tell(u, false)
 }
 
 func (a *advised) remove(u *unit) {
-	a.sieve.remove(u)
+	a.paced.remove(u)
 	a.tell(u, true)
 }
 
 func (a *advised) touch(u *unit) {
-	a.sieve.touch(u)
+	a.paced.touch(u)
 	if !a.guard.TryRLock() {
 		return
 	}
@@ -132,14 +132,14 @@ func (a *advised) tell(u *unit, gone bool) {
 	}
 }
 
-// victim returns what was lost, then what the adviser named, then what SIEVE
+// victim returns what was lost, then what the adviser named, then what paced
 // says. What was hit since it was named gets another chance.
 func (a *advised) victim() *unit {
 	for {
 		u := a.next()
 		switch {
 		case u == nil:
-			return a.sieve.victim()
+			return a.paced.victim()
 		case u.state.Load()&unitQueued == 0 || u.pins.Load() > 0:
 		case u.state.Load()&unitVisited != 0:
 			a.tell(u, false)
@@ -219,8 +219,7 @@ func (a *advised) set(ad adviser) {
 	a.guard.Unlock()
 }
 
-// seed tells of what was there before the adviser, the next victims first, as
-// fast as it listens.
+// seed tells of what was there before the adviser, as fast as it listens.
 func (a *advised) seed(ctx context.Context, ad adviser) bool {
 	for _, u := range a.units() {
 		for !ad.admit(u, u.size()) {

@@ -130,8 +130,8 @@ func TestAdvice(t *testing.T) {
 		want []int
 	}{
 		{
-			name: "no advice: the order of arrival",
-			want: []int{0, 1, 2, 3, 4, 5},
+			name: "no advice: the young one, then the order of arrival",
+			want: []int{5, 0, 1, 2, 3, 4},
 		},
 		{
 			name: "it names some: they go first",
@@ -140,7 +140,7 @@ func TestAdvice(t *testing.T) {
 				a.name(all[2])
 				a.name(all[4])
 			},
-			want: []int{4, 2, 0, 1, 3, 5},
+			want: []int{4, 2, 5, 0, 1, 3},
 		},
 		{
 			name: "it lost some: they go before those that it named",
@@ -159,7 +159,7 @@ func TestAdvice(t *testing.T) {
 				return &fakeAdviser{onAdmit: func(u *unit) bool { return u != all[3] }}
 			},
 			do:   func(a *advised, _ []*unit) { time.Sleep(sweepInterval + time.Millisecond) },
-			want: []int{0, 1, 2, 3, 4, 5},
+			want: []int{5, 0, 1, 2, 3, 4},
 		},
 		{
 			name: "named, pinned: not now",
@@ -167,7 +167,7 @@ func TestAdvice(t *testing.T) {
 				a.name(all[4])
 				all[4].pins.Add(1)
 			},
-			want: []int{0, 1, 2, 3, 5},
+			want: []int{5, 0, 1, 2, 3},
 		},
 		{
 			name: "named, gone",
@@ -175,7 +175,7 @@ func TestAdvice(t *testing.T) {
 				a.name(all[4])
 				a.remove(all[4])
 			},
-			want: []int{0, 1, 2, 3, 5},
+			want: []int{5, 0, 1, 2, 3},
 		},
 		{
 			name: "named, hit since: another chance",
@@ -186,12 +186,12 @@ func TestAdvice(t *testing.T) {
 				a.name(all[2])
 				a.touch(all[2])
 			},
-			want: []int{4, 0, 1, 3, 5, 2},
+			want: []int{4, 5, 0, 1, 2, 3},
 		},
 		{
 			name: "it names what it was never told of",
 			do:   func(a *advised, _ []*unit) { a.name(someUnits(1)[0]) },
-			want: []int{0, 1, 2, 3, 4, 5},
+			want: []int{5, 0, 1, 2, 3, 4},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -322,7 +322,7 @@ func TestRefusedVictim(t *testing.T) {
 	a.name(&s.lookup(open.ID).unit)
 	fill(t, s, testFile("more", "1", 3*page))
 	wantAt(t, s, open, "mem")
-	wantAt(t, s, files[0], "") // SIEVE's
+	wantAt(t, s, files[6], "") // the young one
 	checkLedger(t, s)
 	if err := reader.Close(); err != nil {
 		t.Fatal(err)

@@ -101,7 +101,7 @@ type formatInfo struct {
 
 func newDir(cfg Config, num uint8, s *Store) *dir {
 	d := &dir{
-		cfg: cfg, fs: s.opts.FS, store: s, num: num, root: filepath.Clean(cfg.Dir), queue: &sieve{},
+		cfg: cfg, fs: s.opts.FS, store: s, num: num, root: filepath.Clean(cfg.Dir), queue: &paced{},
 		block:      defaultBlock,
 		leaves:     leaves{block: defaultBlock},
 		log:        s.log.With(slog.String("dir", cfg.Dir)),

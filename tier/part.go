@@ -23,6 +23,7 @@ const (
 	unitNamed                         // the policy has it on a list of first victims; changed under the policy's lock
 	unitMissed                        // the policy's adviser did not know it the last time it was asked
 	unitSpoiled                       // single-page unit: the page is absent, its room is taken; changed under part.mu
+	unitOld                           // the policy has it among the old ones; changed under the policy's lock
 )
 
 // Beside the bits, the state of a whole part counts its readings for
