@@ -122,6 +122,12 @@ MICRO_RUN ?= Owners|Ticket|ParseHeader|Read4K|Read1M|OpenRead4K|Hit|Fill|FullRep
 bench-micro: ## the parts by themselves: data plane, cache hit and fill, decoding, placement, block map
 	$(GO) test -run '^$$' -bench '$(MICRO_RUN)' -benchmem -count 5 -benchtime 0.2s $(MICRO)
 
+.PHONY: bench-policy
+bench-policy: ## hit ratios of eviction policies on replayed traces, into bench/out/policy.json
+	@mkdir -p bench/out
+	$(GO) build -o bin/bench-policy ./bench/policy
+	exec bin/bench-policy -json bench/out/policy.json
+
 ##@ Rest
 
 .PHONY: tools

@@ -158,21 +158,22 @@ func TestDescriptorUnderPressure(t *testing.T) {
 }
 
 // TestTouch tells the worker of uses; files that it does not know are nothing.
+// Untouched, the newest would be the victim.
 func TestTouch(t *testing.T) {
 	r := newRig(t, rigOptions{capacity: 10 * mib})
 	a, b := r.store.put("a", "v1", 3*mib), r.store.put("b", "v1", 3*mib)
 	r.mustRead(a, a.Geometry().Whole())
 	r.mustRead(b, b.Geometry().Whole())
-	touches := []blockio.Touch{{FileID: block.FileID{1, 2}, Count: 1 << 31}, {FileID: a.FileID, Count: 2}}
+	touches := []blockio.Touch{{FileID: block.FileID{1, 2}, Count: 1 << 31}, {FileID: b.FileID, Count: 2}}
 	if err := r.unix.Touch(t.Context(), touches); err != nil {
 		t.Fatal(err)
 	}
 	c := r.store.put("c", "v1", 4*mib)
 	r.mustRead(c, c.Geometry().Whole())
 	r.store.fetched()
-	r.mustRead(a, a.Geometry().Whole())
-	r.fetched(0, 0)
 	r.mustRead(b, b.Geometry().Whole())
+	r.fetched(0, 0)
+	r.mustRead(a, a.Geometry().Whole())
 	r.fetched(-1, 3*mib) // it went in the place of the one that was touched
 }
 

@@ -147,14 +147,14 @@ func TestFullDirectoryIsPassedBy(t *testing.T) {
 			}
 		}
 	}
-	evictable := testFile("evictable", "1", 3*mib)
+	fill(t, s, testFile("b", "1", 3*mib))
+	evictable := testFile("evictable", "1", 3*mib) // as the newest, it is the next victim
 	fill(t, s, evictable)
 	wantAt(t, s, evictable, "ssd")
 	hdd := s.dirs[1]
 	if !hdd.ledger.reserve(hdd.ledger.state().limit-hdd.ledger.state().used, 0) { // all of it is in use
 		t.Fatal("no room")
 	}
-	fill(t, s, testFile("b", "1", 3*mib))
 	f := testFile("c", "1", 3*mib)
 	fill(t, s, f)
 	wantAt(t, s, f, "ssd")

@@ -278,13 +278,13 @@ func evictAll(s *Store) (asked, won int) {
 // TestTouch checks that a touched file outlives one that was not.
 func TestTouch(t *testing.T) {
 	s := openStore(t, t.TempDir(), 10*mib)
-	a, b := testFile("a", "1", 3*mib), testFile("b", "1", 3*mib)
+	a, b, c := testFile("a", "1", 3*mib), testFile("b", "1", 3*mib), testFile("c", "1", 3*mib)
 	fill(t, s, a)
 	fill(t, s, b)
-	s.Touch(a.ID, 1)
+	fill(t, s, c) // the young one, and the victim
+	s.Touch(c.ID, 1)
 	s.Touch(block.FileID{1}, 1) // unknown
-	fill(t, s, testFile("c", "1", 3*mib))
 	fill(t, s, testFile("d", "1", 2*mib))
-	mustRead(t, s, a, 12)
-	mustRead(t, s, b, 0)
+	mustRead(t, s, c, 12)
+	mustRead(t, s, a, 0)
 }

@@ -372,6 +372,7 @@ func TestDemotion(t *testing.T) {
 			}
 			small = append(small, f)
 		}
+		young, old := small[len(small)-1], small[:len(small)-1]
 		hot := testFile("hot", "1", mib/2)
 		fillIn(t, s, "ssd", hot)
 		if !room {
@@ -383,19 +384,19 @@ func TestDemotion(t *testing.T) {
 		wantAt(t, s, hot, "mem")
 		st := s.Stats()
 		if room {
-			wantAt(t, s, small[0], "ssd")
-			mustRead(t, s, small[0], 2)
+			wantAt(t, s, young, "ssd")
+			mustRead(t, s, young, 2)
 			if st.DemotedFiles != 1 || st.DemotedBytes != mib/2 || st.EvictedFiles != 0 {
 				t.Fatalf("%+v", st)
 			}
 			checkLedger(t, s)
 		} else {
-			wantAt(t, s, small[0], "")
+			wantAt(t, s, young, "")
 			if st.DemotedFiles != 0 || st.EvictedFiles != 1 {
 				t.Fatalf("%+v", st)
 			}
 		}
-		for _, f := range small[1:] {
+		for _, f := range old {
 			wantAt(t, s, f, "mem")
 		}
 	}

@@ -322,8 +322,8 @@ func (d *dir) writeSnapshot() (err error) {
 	return d.removeIndexBefore(seq)
 }
 
-// writeAll writes all parts, the next victims first, so that the order of the
-// policy survives a restart.
+// writeAll writes all parts in the order of the policy, so that it survives a
+// restart.
 func (w *snapshotWriter) writeAll() error {
 	// First the copies, which nobody finds: one that is done meanwhile is in
 	// the maps by then.
