@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -25,7 +26,7 @@ func (s *Store) tend(ctx context.Context, i int) {
 		d := s.current()[i]
 		if d.failure() == nil {
 			began := time.Now()
-			d.scrub(ctx)
+			d.serve(ctx)
 			if ctx.Err() != nil {
 				return
 			}
@@ -47,6 +48,19 @@ func (s *Store) tend(ctx context.Context, i int) {
 			d.log.Warn("cache directory cannot be used yet", slog.Any("reason", err))
 		}
 	}
+}
+
+// serve runs what goes on beside reads and fills until the directory fails or
+// ctx ends: its policy, where that has a life of its own, and the scrubber.
+func (d *dir) serve(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	var policy sync.WaitGroup
+	if p, ok := d.queue.(runner); ok {
+		policy.Go(func() { p.run(ctx) })
+	}
+	d.scrub(ctx)
+	cancel()
+	policy.Wait()
 }
 
 // bringBack opens a failed directory anew, as at the start, and adopts what it

@@ -100,7 +100,7 @@ type formatInfo struct {
 }
 
 func newDir(cfg Config, num uint8, s *Store) *dir {
-	return &dir{
+	d := &dir{
 		cfg: cfg, fs: s.opts.FS, store: s, num: num, root: filepath.Clean(cfg.Dir), queue: &paced{},
 		block:      defaultBlock,
 		leaves:     leaves{block: defaultBlock},
@@ -111,6 +111,10 @@ func newDir(cfg Config, num uint8, s *Store) *dir {
 		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
 		health:     health{down: make(chan struct{})},
 	}
+	if cfg.Medium == Memory {
+		d.queue = newAdvised(newRistretto, func() int64 { return d.ledger.state().limit }, d.log)
+	}
+	return d
 }
 
 // open locks the directory, checks what it is and makes what is missing.

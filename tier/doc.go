@@ -22,9 +22,12 @@
 // it takes the old one's place in the maps, and the old one goes the way of a
 // dropped part, so that handles which have it read on.
 //
-// The order of victims is that of paced (policy.go), in every medium. It has no
-// object per access and survives a restart: it keeps what is hit at every epoch
-// of a training, and lets go of it when nobody reads it any more.
+// The order of victims is that of paced (policy.go), which has no object per
+// access and survives a restart: it keeps what is hit at every epoch of a
+// training, and lets go of it when nobody reads it any more. In memory,
+// ristretto's advice comes before it (advice.go): it is asynchronous and loses
+// what it is told, so nothing waits for it, what it names is a suggestion, and
+// a sweep finds what it no longer knows.
 //
 // The life of a page: a Handle pins the range that somebody reads, so that
 // nothing of it is evicted; Reserve charges the ledger for what is absent,

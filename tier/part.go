@@ -20,6 +20,8 @@ const (
 	unitVerified                      // single-page unit: the page was checked in this run; changed under part.mu
 	unitCharged                       // the unit's overhead is in the ledger; changed under part.mu
 	unitSuperseded                    // whole part: it is on the list of older versions
+	unitNamed                         // the policy has it on a list of first victims; changed under the policy's lock
+	unitMissed                        // the policy's adviser did not know it the last time it was asked
 	unitSpoiled                       // single-page unit: the page is absent, its room is taken; changed under part.mu
 	unitOld                           // the policy has it among the old ones; changed under the policy's lock
 )
@@ -171,6 +173,18 @@ func (p *part) all(fn func(u *unit)) {
 	for _, u := range p.set.blocks {
 		fn(u)
 	}
+}
+
+// isBlock reports whether u is a block of a large part. No lock is needed.
+func (u *unit) isBlock() bool { return u != &u.part.unit }
+
+// size returns the bytes of all pages that the unit may have. No lock is
+// needed.
+func (u *unit) size() int64 {
+	if u.isBlock() {
+		return u.part.geometry().Block(int64(u.word)).Length
+	}
+	return u.part.length
 }
 
 // hasPage reports whether page, counted in the file, is present.

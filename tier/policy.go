@@ -1,6 +1,7 @@
 package tier
 
 import (
+	"context"
 	"sync"
 	"sync/atomic"
 )
@@ -22,6 +23,12 @@ type policy interface {
 	// units returns all units in the order in which a later run is to add
 	// them.
 	units() []*unit
+}
+
+// runner is a policy that works in the background, too; run returns when ctx
+// ends.
+type runner interface {
+	run(ctx context.Context)
 }
 
 const (
