@@ -97,17 +97,6 @@ func startAdvised(t *testing.T, f *fakeAdviser) *advised {
 	return a
 }
 
-func someUnits(n int) []*unit {
-	all := make([]*unit, n)
-	for i := range all {
-		f := testFile(fmt.Sprint(i), "1", page)
-		p := &part{id: f.ID, text: f.Path + f.Tag, tagLen: 1, length: f.Length, blockPages: 256}
-		p.unit.part = p
-		all[i] = &p.unit
-	}
-	return all
-}
-
 // giveUp takes victims out until there is none, and names them by their place
 // in all.
 func giveUp(a policy, all []*unit) (order []int) {
@@ -291,11 +280,11 @@ func TestNobodyWaitsForTheAdviser(t *testing.T) {
 	})
 }
 
-// TestRefusedVictim: a file in memory that somebody has open stays, and stays
+// TestRefusedAdvice: a file in memory that somebody has open stays, and stays
 // charged, although the adviser has struck it off; it is the first victim when
 // it is free.
-func TestRefusedVictim(t *testing.T) {
-	s := openTiers(t, t.TempDir(), []spec{{"mem", Memory, 6 * mib}})
+func TestRefusedAdvice(t *testing.T) {
+	s := openTiers(t, t.TempDir(), []spec{{"mem", Memory, 6 * mib}}, withAdvice)
 	d := s.dirs[0]
 	if !d.canLease.Load() {
 		t.Skip("SKIPPED: this file system has no leases")
@@ -385,20 +374,41 @@ func TestRistretto(t *testing.T) {
 	})
 }
 
-// TestSlowDisksHaveNoAdviser: their policy has no object per access.
-func TestSlowDisksHaveNoAdviser(t *testing.T) {
-	s := openTiers(t, t.TempDir(), []spec{{"mem", Memory, 6 * mib}, {"ssd", SSD, 6 * mib}, {"hdd", HDD, 6 * mib}})
-	for i, d := range s.dirs {
-		_, advised := d.queue.(runner)
-		if advised != (i == 0) {
-			t.Fatalf("the policy of %s is %T", d.root, d.queue)
+// withAdvice switches ristretto's advice on.
+func withAdvice(_ *Options, c *Config) { c.Advice = RistrettoAdvice }
+
+// TestAdviceIsAskedFor: for memory, and for no other medium.
+func TestAdviceIsAskedFor(t *testing.T) {
+	for _, c := range []struct {
+		medium Medium
+		advice Advice
+		ok     bool
+	}{
+		{Memory, NoAdvice, true},
+		{Memory, RistrettoAdvice, true},
+		{SSD, NoAdvice, true},
+		{SSD, RistrettoAdvice, false},
+		{HDD, RistrettoAdvice, false},
+		{Memory, "luck", false},
+	} {
+		cfg := testConfig(t.TempDir(), 16*mib)
+		cfg.Medium, cfg.Advice = c.medium, c.advice
+		if err := cfg.Validate(); (err == nil) != c.ok {
+			t.Errorf("%s for %s: %v", c.advice, c.medium, err)
+		}
+		if !c.ok {
+			continue
+		}
+		d := newDir(cfg, 0, &Store{log: slog.New(slog.DiscardHandler)})
+		if _, advised := d.queue.(runner); advised != (c.advice == RistrettoAdvice) {
+			t.Errorf("with advice %q the policy of %s is %T", c.advice, c.medium, d.queue)
 		}
 	}
 }
 
 // TestHitOfMemoryDoesNotAllocate: also with the adviser at work.
 func TestHitOfMemoryDoesNotAllocate(t *testing.T) {
-	s := openTiers(t, t.TempDir(), []spec{{"mem", Memory, 6 * mib}})
+	s := openTiers(t, t.TempDir(), []spec{{"mem", Memory, 6 * mib}}, withAdvice)
 	f := testFile("f", "1", page)
 	fill(t, s, f)
 	ctx, cancel := context.WithCancel(t.Context())

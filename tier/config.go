@@ -26,6 +26,15 @@ const (
 // rank orders the media, fastest first.
 func (m Medium) rank() int { return slices.Index([]Medium{Memory, SSD, HDD}, m) }
 
+// Advice is who advises a directory's order of eviction.
+type Advice string
+
+// The advisers.
+const (
+	NoAdvice        Advice = "none"
+	RistrettoAdvice Advice = "ristretto"
+)
+
 // Config is one cache directory.
 type Config struct {
 	// Dir is the directory that holds the cache; absolute. It is created if
@@ -39,6 +48,11 @@ type Config struct {
 	// FreeShare is the share of the file system that stays free whatever
 	// Capacity says, so that others on it go on working; 0 to 0.9.
 	FreeShare float64 `toml:"free_share"`
+	// Advice is who names victims before the order of eviction does: "none",
+	// or "ristretto", for memory alone. By replay of traces ristretto's advice
+	// gains hits where sizes are mixed, and loses more where files are read in
+	// shuffled epochs or one data set follows another.
+	Advice Advice `toml:"advice"`
 	// OpenFiles is how many descriptors of backing files are kept open for
 	// the next read; those in use come on top. One takes about 1 KiB of memory,
 	// most of it the kernel's, and saves the opening, half of a small read's
@@ -81,7 +95,7 @@ const (
 // after 10 seconds, and at least each 6 minutes. Dir and Capacity have none.
 func DefaultConfig() Config {
 	return Config{
-		Medium: SSD, FreeShare: 0.10, OpenFiles: 16384,
+		Medium: SSD, FreeShare: 0.10, Advice: NoAdvice, OpenFiles: 16384,
 		ScrubInterval: size.Duration(7 * 24 * time.Hour), ScrubRate: 32 * size.MiB,
 		MaxErrors: 8, ProbeInterval: size.Duration(10 * time.Second),
 	}
@@ -102,6 +116,12 @@ func (c Config) Validate() error {
 	}
 	if !(c.FreeShare >= 0 && c.FreeShare <= maxFreeShare) { // a NaN is out of range too
 		add("free_share: %v is out of range [0, %v]", c.FreeShare, maxFreeShare)
+	}
+	switch {
+	case c.Advice != NoAdvice && c.Advice != RistrettoAdvice:
+		add("advice: %q is not one of none, ristretto", c.Advice)
+	case c.Advice != NoAdvice && c.Medium != Memory:
+		add("advice: %s advises memory, not %s", c.Advice, c.Medium)
 	}
 	if c.OpenFiles < 1 || c.OpenFiles > maxOpenFiles {
 		add("open_files: %d is out of range [1, %d]", c.OpenFiles, maxOpenFiles)

@@ -111,7 +111,7 @@ func newDir(cfg Config, num uint8, s *Store) *dir {
 		fills:      fillLocks{busy: map[fillKey]chan struct{}{}},
 		health:     health{down: make(chan struct{})},
 	}
-	if cfg.Medium == Memory {
+	if cfg.Advice == RistrettoAdvice {
 		d.queue = newAdvised(newRistretto, func() int64 { return d.ledger.state().limit }, d.log)
 	}
 	return d

@@ -25,9 +25,9 @@
 // The order of victims is that of paced (policy.go), which has no object per
 // access and survives a restart: it keeps what is hit at every epoch of a
 // training, and lets go of it when nobody reads it any more. In memory,
-// ristretto's advice comes before it (advice.go): it is asynchronous and loses
-// what it is told, so nothing waits for it, what it names is a suggestion, and
-// a sweep finds what it no longer knows.
+// ristretto's advice can be made to come before it (advice.go): that is
+// asynchronous and loses what it is told, so nothing waits for it, what it
+// names is a suggestion, and a sweep finds what it no longer knows.
 //
 // The life of a page: a Handle pins the range that somebody reads, so that
 // nothing of it is evicted; Reserve charges the ledger for what is absent,

@@ -216,6 +216,39 @@ func TestDropUnderHandle(t *testing.T) {
 	checkLedger(t, s)
 }
 
+// TestRefusedVictim: a file that somebody has open stays, and stays charged,
+// though it is the next victim; another one goes, and it goes when it is free.
+func TestRefusedVictim(t *testing.T) {
+	s := openTiers(t, t.TempDir(), []spec{{"mem", Memory, 6 * mib}})
+	d := s.dirs[0]
+	if !d.canLease.Load() {
+		t.Skip("SKIPPED: this file system has no leases")
+	}
+	var files []File
+	for i := range 7 {
+		files = append(files, testFile(fmt.Sprint(i), "1", 3*page))
+		fill(t, s, files[i])
+	}
+	open := files[6] // the young one
+	reader, err := os.Open(d.partName(open.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	fill(t, s, testFile("more", "1", 3*page))
+	wantAt(t, s, open, "mem")
+	wantAt(t, s, files[0], "")
+	checkLedger(t, s)
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		fill(t, s, testFile(fmt.Sprint("more still", i), "1", 3*page))
+	}
+	wantAt(t, s, open, "")
+	checkLedger(t, s)
+}
+
 // TestSupersededGoFirst fills a new version of the file that was hit last.
 func TestSupersededGoFirst(t *testing.T) {
 	for _, reopen := range []bool{false, true} {

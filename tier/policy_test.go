@@ -1,12 +1,24 @@
 package tier
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
+
+func someUnits(n int) []*unit {
+	all := make([]*unit, n)
+	for i := range all {
+		f := testFile(fmt.Sprint(i), "1", page)
+		p := &part{id: f.ID, text: f.Path + f.Tag, tagLen: 1, length: f.Length, blockPages: 256}
+		p.unit.part = p
+		all[i] = &p.unit
+	}
+	return all
+}
 
 // pacedOf returns a policy that took in n units one after the other.
 func pacedOf(n int) (*paced, []*unit) {
@@ -265,6 +277,30 @@ func TestReplayEpochs(t *testing.T) {
 	}
 	if _, err := NewReplay(0); err == nil {
 		t.Fatal("no capacity is no error")
+	}
+}
+
+// TestReplayRestarts: a run that takes over the queues' order and the hits, as
+// a directory's does, has the hits of one that goes on.
+func TestReplayRestarts(t *testing.T) {
+	r, err := NewReplay(2000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := rand.New(rand.NewPCG(3, 4))
+	ratio := 0.0
+	for range 8 {
+		next := &paced{}
+		for _, u := range r.queue.units() {
+			u.state.And(unitVisited)
+			u.prev, u.next = nil, nil
+			next.add(u)
+		}
+		r.queue = next
+		ratio = epochsOf(t, r, order, 0, 4000, 1)
+	}
+	if ratio < 0.45 {
+		t.Fatalf("hit ratio %v of shuffled epochs with a restart before each", ratio)
 	}
 }
 

@@ -7,10 +7,10 @@ import (
 	"millrace/internal/errs"
 )
 
-// Replay is the order of eviction of a directory on SSD or HDD without the
-// directory: it keeps objects that are nothing but a key and a length, so that
-// a trace of accesses can be replayed against the code that decides in a
-// Store. Objects are evicted whole. It is for one goroutine.
+// Replay is the order of eviction of a directory without the directory: it
+// keeps objects that are nothing but a key and a length, so that a trace of
+// accesses can be replayed against the code that decides in a Store. Objects
+// are evicted whole. It is for one goroutine.
 type Replay struct {
 	capacity, used int64
 	queue          policy

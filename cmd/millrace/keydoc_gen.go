@@ -101,6 +101,7 @@ func keyDocs() map[string]string {
 		"worker.report_interval":           "report_interval is how long changes of cached blocks are gathered before they are reported.",
 		"worker.report_queue":              "report_queue bounds the blocks whose change a master has not been told yet, about 64 bytes each; past it a full report takes their place.",
 		"worker.tier":                      "A directory that holds cached data. A worker needs at least one, or a memory tier; those of one medium form a tier.",
+		"worker.tier.advice":               "advice is who names victims before the order of eviction does: \"none\", or \"ristretto\", for memory alone. By replay of traces ristretto's advice gains hits where sizes are mixed, and loses more where files are read in shuffled epochs or one data set follows another.",
 		"worker.tier.capacity":             "capacity is how many bytes of the file system the cache may take, its index and directories included; at least 4 MiB.",
 		"worker.tier.dir":                  "dir is the directory that holds the cache; absolute. It is created if it is missing, and must be empty or a cache directory of this cluster.",
 		"worker.tier.free_share":           "free_share is the share of the file system that stays free whatever Capacity says, so that others on it go on working; 0 to 0.9.",
