@@ -274,8 +274,8 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 		sums.tell(r.to, first)
 		return end - first, nil
 	}
-	// A part that may be punched, or a page that is to be verified, which
-	// reading it does.
+	// A part that cannot be sent from its file, or a page that is to be
+	// verified, which reading it does.
 	buf, ok := pageBuffers.Get().(*[block.PageSize]byte)
 	if !ok {
 		return 0, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))

@@ -61,10 +61,12 @@
 //     gone, has other bytes under the same tag, or the disk does not take
 //     them; while its source does not answer it stays and is tried again.
 //   - A page that failed its checksum is spoiled: absent, and its room stays
-//     taken and charged until the page is filled again or its unit goes, or
-//     upkeep punches it with the proof and without a pin. A part that is
-//     evicted as a whole is never punched, for it is sent from its file and
-//     what waits in a socket's queue must not become zeros.
+//     taken and charged until the page is filled again or its unit goes.
+//   - Parts are sent from their files, and what waits in a socket's queue must
+//     not become zeros: a part that is evicted as a whole is never punched,
+//     and a block of a large one only as a whole, of whole folios of the
+//     kernel's cache. Where blocks are not that, their part is not sent from
+//     its file.
 //   - A part is in no directory until its first fill, and in the same one ever
 //     after; a move makes another part. A file that is found in two directories
 //     at the start keeps the copy with more pages, in the faster one if they

@@ -266,8 +266,7 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	if p.has(partIndexed) { // else it is about to be adopted, and not counted yet
 		d.store.cachedBytes.Add(-bytes)
 	}
-	e := p.geometry().PagesExtent(first, end)
-	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
+	if err := d.punchBlock(f, u); err != nil {
 		d.ioError("punch victim", err)
 		for page := first; page < end; page++ {
 			if u.hasPage(page) {
@@ -281,6 +280,18 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 	delete(p.set.blocks, u.word)
 	d.ledger.free(charge, 0)
 	return bytes
+}
+
+// punchBlock gives the room of a block back. Behind the end of the file it
+// goes on to where the last folio may end, so that none is cut.
+func (d *dir) punchBlock(f vfs.File, u *unit) error {
+	p := u.part
+	e := p.geometry().PagesExtent(u.unitPages())
+	length := roundUp(e.Length, d.block)
+	if p.sendable() {
+		length = roundUp(e.Length, largestFolio)
+	}
+	return f.PunchHole(e.Offset, length)
 }
 
 // spoil notes that the room of an absent page is taken all the same. p.mu is
@@ -299,9 +310,13 @@ func (d *dir) addUnknown(bytes int64) {
 // dropUnit forgets a block that nobody uses and that has no page. Where it
 // has room that is taken all the same, upkeep comes back to it. p.mu is held.
 func (d *dir) dropUnit(u *unit) {
-	if u.spoiledPages() != nil {
-		return
+	if u.spoiledPages() == nil {
+		d.forgetBlock(u)
 	}
+}
+
+// forgetBlock forgets a block that takes no room any more. p.mu is held.
+func (d *dir) forgetBlock(u *unit) {
 	d.queue.remove(u)
 	d.ledger.free(d.charge(u), 0)
 	delete(u.part.set.blocks, u.word)

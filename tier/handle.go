@@ -447,18 +447,19 @@ func (d *dir) punchPage(f vfs.File, g block.Geometry, page int64) bool {
 }
 
 // Section returns the open backing file for sendfile of [off, off+n), and the
-// position in it of the byte at off. ok is false if the range is not whole,
-// not checked, or of a part that may be punched, or if all reads are checked;
-// ReadAt serves then. The file must not be used after Release.
+// position in it of the byte at off. ok is false if the range is not whole or
+// not checked, if the part's blocks are not made of whole folios, or if all
+// reads are checked; ReadAt serves then. The file must not be used after
+// Release.
 func (h *Handle) Section(off, n int64) (f *os.File, base int64, ok bool) {
 	e := block.Extent{Offset: off, Length: n}
 	if off < 0 || n <= 0 || e.End() > h.p.length || h.always {
 		return nil, 0, false
 	}
 	h.p.mu.Lock()
-	punched := h.p.has(partByBlock)
+	sendable := h.p.sendable()
 	h.p.mu.Unlock()
-	if punched {
+	if !sendable {
 		return nil, 0, false
 	}
 	file, checked, err := h.ready(e)

@@ -2,6 +2,7 @@ package tier
 
 import (
 	"math/bits"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -116,6 +117,19 @@ func (p *part) geometry() block.Geometry {
 func (p *part) asFile() File {
 	g := p.geometry()
 	return File{ID: p.id, MountID: p.mountID, Path: p.path(), Tag: p.tag(), Length: g.Length, BlockSize: g.BlockSize}
+}
+
+// largestFolio is the longest piece, in bytes, in which a kernel with pages of
+// 4 KiB caches a file; all of them lie at multiples of their length.
+const largestFolio = 2 << 20
+
+// sendable reports whether p may be sent from its file, so that the kernel
+// refers to its cached pages until the peer has them. What is given back
+// meanwhile keeps its bytes if the kernel drops whole folios, as it does when
+// a file is unlinked; of a folio that is cut it clears what is punched. Blocks
+// are punched whole, so they must be made of whole folios. p.mu is held.
+func (p *part) sendable() bool {
+	return !p.has(partByBlock) || os.Getpagesize() == 4<<10 && p.geometry().BlockSize%largestFolio == 0
 }
 
 // unitPages returns the pages [first, end) of u.
@@ -287,16 +301,6 @@ func (u *unit) spoil(page int64) {
 	}
 	i := page - first
 	u.set.spoiled[i/64] |= 1 << (i % 64)
-}
-
-// unspoil notes that the room of a spoiled page was given back.
-func (u *unit) unspoil(page int64) {
-	if u.set == nil {
-		u.state.And(^unitSpoiled)
-		return
-	}
-	i := u.slot(page)
-	u.set.spoiled[i/64] &^= 1 << (i % 64)
 }
 
 // isSpoiled reports whether page is absent and its room is taken.

@@ -25,28 +25,40 @@ func evictFile(t *testing.T, s *Store, f File) bool {
 	return s.dirOf(p).evict(p.unitOf(0))
 }
 
+// evictAt evicts the unit that a page belongs to.
+func evictAt(t *testing.T, s *Store, f File, page int64) {
+	t.Helper()
+	if p := s.lookup(f.ID); !s.dirOf(p).evict(p.unitOf(page)) {
+		t.Fatal("no eviction")
+	}
+}
+
 // shape is a file, and what of it is cached.
 type shape struct {
 	f File
 	e block.Extent
 }
 
-// shapes are a file that is unlinked when it is evicted, and one that is
-// punched.
+// shapes are a file that is unlinked when it is evicted, and two that are
+// punched, of which one may be sent from its file.
 func shapes() map[string]shape {
 	small, large := testFile("small", "1", 3*page+5), largeFile("large")
+	folios := testFileBlocks("folios", "1", wholeLimit+largestFolio+5, largestFolio)
 	return map[string]shape{
 		"unlinked": {small, small.Geometry().Whole()},
 		"punched":  {large, block.Extent{Length: 4 * page}},
+		"folios":   {folios, block.Extent{Length: largestFolio}},
 	}
 }
 
 // stores returns makers of a store that has a file of each shape, on the file
 // system of temporary files and on tmpfs, where the kernel can tell who has a
 // file.
-func stores() map[string]func(t *testing.T) (*Store, shape) {
+func stores() map[string]func(t *testing.T) (*Store, shape) { return storesOf(shapes()) }
+
+func storesOf(shapes map[string]shape) map[string]func(t *testing.T) (*Store, shape) {
 	all := map[string]func(t *testing.T) (*Store, shape){}
-	for name, sh := range shapes() {
+	for name, sh := range shapes {
 		all["disk/"+name] = func(t *testing.T) (*Store, shape) {
 			t.Helper()
 			return storeOf(t, t.TempDir(), sh), sh
@@ -185,27 +197,25 @@ func TestHeldFiles(t *testing.T) {
 }
 
 // TestSendInFlight gives up what sits in a socket's queue: the peer, which
-// reads late, gets the bytes of the file. A part that may be punched is sent
-// by copy for that reason.
+// reads late, gets the bytes of the file. A part of which folios may be cut is
+// sent by copy for that reason.
 func TestSendInFlight(t *testing.T) {
 	for name, giveUp := range map[string]func(t *testing.T, s *Store, sh shape){
 		"evicted": func(t *testing.T, s *Store, sh shape) {
 			t.Helper()
-			if !evictFile(t, s, sh.f) {
-				t.Fatal("no eviction")
-			}
+			first, _ := sh.f.Geometry().PageRange(sh.e)
+			evictAt(t, s, sh.f, first)
+		},
+		"damaged in part": func(t *testing.T, s *Store, sh shape) {
+			t.Helper()
+			first, end := sh.f.Geometry().PageRange(sh.e)
+			dropPages(s, sh.f, first, end-1)
+			s.upkeep()
 		},
 		"damaged": func(t *testing.T, s *Store, sh shape) {
 			t.Helper()
-			p := s.lookup(sh.f.ID)
-			d := s.dirOf(p)
-			d.gate.RLock()
-			p.mu.Lock()
-			for i := range int64(3) {
-				d.dropPage(p, p.unitOf(i), i)
-			}
-			p.mu.Unlock()
-			d.gate.RUnlock()
+			first, end := sh.f.Geometry().PageRange(sh.e)
+			dropPages(s, sh.f, first, end)
 			s.upkeep()
 		},
 		"freed": func(t *testing.T, s *Store, sh shape) {
@@ -217,20 +227,40 @@ func TestSendInFlight(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for name, open := range stores() {
-				t.Run(name, func(t *testing.T) {
-					s, sh := open(t)
-					from, to := tcpPair(t)
-					n := send(t, s, sh, from)
-					giveUp(t, s, sh)
-					got, want := make([]byte, n), make([]byte, n)
-					content(sh.f, want, 0)
-					if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
-						t.Fatalf("other bytes arrive, from %d on: %v", firstDifference(got, want), err)
-					}
-				})
+			all := shapes()
+			// The file's last folio goes on behind its end.
+			end := testFileBlocks("end", "1", wholeLimit+3*page+5, largestFolio)
+			all["end of folios"] = shape{end, block.Extent{Offset: wholeLimit, Length: 3*page + 5}}
+			for name, open := range storesOf(all) {
+				for network, pair := range map[string]func(*testing.T) (a, b net.Conn){"tcp": tcpPair, "unix": unixPair} {
+					t.Run(name+"/"+network, func(t *testing.T) {
+						s, sh := open(t)
+						from, to := pair(t)
+						n := send(t, s, sh, from)
+						giveUp(t, s, sh)
+						checkLedger(t, s)
+						got, want := make([]byte, n), make([]byte, n)
+						content(sh.f, want, sh.e.Offset)
+						if _, err := io.ReadFull(to, got); err != nil || !bytes.Equal(got, want) {
+							t.Fatalf("other bytes arrive, from %d on: %v", firstDifference(got, want), err)
+						}
+					})
+				}
 			}
 		})
+	}
+}
+
+// dropPages makes pages absent as if they had been found damaged.
+func dropPages(s *Store, f File, first, end int64) {
+	p := s.lookup(f.ID)
+	d := s.dirOf(p)
+	d.gate.RLock()
+	defer d.gate.RUnlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := first; i < end; i++ {
+		d.dropPage(p, p.unitOf(i), i)
 	}
 }
 
@@ -243,18 +273,28 @@ func firstDifference(a, b []byte) int {
 	return len(a)
 }
 
-func tcpPair(t *testing.T) (from, to *net.TCPConn) {
+func tcpPair(t *testing.T) (from, to net.Conn) {
 	t.Helper()
-	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	return pair(t, "tcp", "127.0.0.1:0")
+}
+
+func unixPair(t *testing.T) (from, to net.Conn) {
+	t.Helper()
+	return pair(t, "unix", filepath.Join(t.TempDir(), "s"))
+}
+
+func pair(t *testing.T, network, address string) (from, to net.Conn) {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if to, err = net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr)); err != nil {
+	if to, err = (&net.Dialer{}).DialContext(t.Context(), network, l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = to.Close() })
-	if from, err = l.AcceptTCP(); err != nil {
+	if from, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = from.Close() })
@@ -264,22 +304,22 @@ func tcpPair(t *testing.T) (from, to *net.TCPConn) {
 // send puts as much of what is cached as fits into the socket's queue, as a
 // worker does: from the file where the store gives it, else by copy. It
 // returns how many bytes are in the queue after the handle's end.
-func send(t *testing.T, s *Store, sh shape, to *net.TCPConn) (n int) {
+func send(t *testing.T, s *Store, sh shape, to net.Conn) (n int) {
 	t.Helper()
 	h, err := s.Acquire(sh.f, sh.e)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer h.Release()
-	file, base, byFile := h.Section(0, sh.e.Length)
-	if byFile && h.p.has(partByBlock) {
-		t.Fatal("a part that may be punched is sent from its file")
+	file, base, byFile := h.Section(sh.e.Offset, sh.e.Length)
+	if byFile != h.p.sendable() {
+		t.Fatalf("sent from its file: %t", byFile)
 	}
 	all := make([]byte, sh.e.Length)
-	if _, err := h.ReadAt(all, 0); err != nil {
+	if _, err := h.ReadAt(all, sh.e.Offset); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := to.SyscallConn()
+	conn, err := to.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -59,34 +59,39 @@ func readCorrupt(t *testing.T, h *Handle, page int64) {
 	}
 }
 
-// TestSpoiledPageUnderDescriptor: a damaged page is not punched while somebody
-// has the file open, stays charged meanwhile, and is given back after.
-func TestSpoiledPageUnderDescriptor(t *testing.T) {
+// TestSpoiledBlockUnderDescriptor: a block of which all is damaged is not
+// punched while somebody has the file open, stays charged meanwhile, and is
+// given back after. A damaged page beside a good one stays charged.
+func TestSpoiledBlockUnderDescriptor(t *testing.T) {
 	s := openStore(t, t.TempDir(), 16*mib, withFS(quick()))
 	f := largeFile("large")
-	if err := fillRange(s, f, block.Extent{Length: 4 * page}); err != nil {
+	if err := fillRange(s, f, block.Extent{Length: 8 * page}); err != nil {
 		t.Fatal(err)
 	}
-	harm(t, s, f, 0)
+	for i := range int64(5) {
+		harm(t, s, f, i)
+	}
 	outside, err := os.Open(s.dirs[0].partName(f.ID))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer outside.Close()
 	full := s.Status()[0].Used
-	h := acquire(t, s, f, block.Extent{Length: page})
-	readCorrupt(t, h, 0)
+	h := acquire(t, s, f, block.Extent{Length: 8 * page})
+	for i := range int64(5) {
+		readCorrupt(t, h, i)
+	}
 	h.Release()
 	s.upkeep()
 	if !startsWith(t, outside, 0, "harm") || s.Status()[0].Used != full {
-		t.Fatalf("the page was punched; %d bytes are used, %d were", s.Status()[0].Used, full)
+		t.Fatalf("the block was punched; %d bytes are used, %d were", s.Status()[0].Used, full)
 	}
 	checkLedger(t, s)
 	if err := outside.Close(); err != nil {
 		t.Fatal(err)
 	}
 	s.upkeep()
-	if got := s.Status()[0].Used; got != full-page {
+	if got := s.Status()[0].Used; got != full-4*page {
 		t.Fatalf("%d bytes are used, %d were", got, full)
 	}
 	checkLedger(t, s)

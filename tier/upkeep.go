@@ -77,10 +77,10 @@ func (s *Store) eachPart(fn func(p *part) error) error {
 	return nil
 }
 
-// tidyLater has upkeep come back to a part that has spoiled pages, or that was
-// left empty. A part that is evicted as a whole keeps its spoiled pages: it may
-// be sent from its file, and what sits in a socket's queue must not become
-// zeros.
+// tidyLater has upkeep come back to a part that was left empty, or that may
+// have blocks which are empty but for spoiled pages. Others keep those: they
+// may be sent from their file, and what sits in a socket's queue must not
+// become zeros.
 func (d *dir) tidyLater(p *part) {
 	if !p.has(partByBlock) && !p.empty() {
 		return
@@ -107,14 +107,14 @@ func (d *dir) tidy() {
 	}
 }
 
-// punchSpoiled punches the spoiled pages of blocks that nobody has pinned, if
-// the kernel proves that nobody else has the file.
+// punchSpoiled punches the blocks that nobody has pinned and that have spoiled
+// pages alone, if the kernel proves that nobody else has the file.
 func (d *dir) punchSpoiled(p *part) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var units []*unit
 	p.all(func(u *unit) {
-		if u.spoiledPages() != nil {
+		if u.count() == 0 && u.spoiledPages() != nil {
 			units = append(units, u)
 		}
 	})
@@ -130,23 +130,17 @@ func (d *dir) punchSpoiled(p *part) {
 		return
 	}
 	defer d.unprove(f)
-	g := p.geometry()
 	for _, u := range units {
 		if u.pins.Load() > 0 {
 			d.tidyLater(p)
 			continue
 		}
-		for _, page := range u.spoiledPages() {
-			if !d.punchPage(f, g, page) {
-				d.tidyLater(p)
-				return
-			}
-			u.unspoil(page)
-			d.ledger.free(d.pageCost(g, page), 0)
+		if err := d.punchBlock(f, u); err != nil {
+			d.ioError("punch spoiled pages", err)
+			d.tidyLater(p)
+			return
 		}
-		if u.count() == 0 {
-			d.dropUnit(u)
-		}
+		d.forgetBlock(u)
 	}
 }
 
