@@ -120,11 +120,7 @@ func TestWorkerAndMasters(t *testing.T) {
 	r.mustRead(tk, tk.Geometry().Whole())
 
 	// Both masters learn of the blocks.
-	want := make(map[block.Key]int64)
-	blocks, _ := r.tier.Cached(tk.FileID)
-	for _, b := range blocks {
-		want[block.Key{File: b.File, Index: b.Index}] = b.CachedBytes
-	}
+	want := told(r.tier.Blocks())
 	for _, m := range []*fakeMaster{leader, follower} {
 		eventually(t, "block map", func() bool { return maps.Equal(want, m.blockMap()) })
 	}
@@ -399,11 +395,7 @@ func TestStopTellsTheMasters(t *testing.T) {
 	down.set(func() { down.down = true })
 	tk := r.store.put("f", "v1", 3*mib)
 	r.mustRead(tk, tk.Geometry().Whole())
-	want := make(map[block.Key]int64)
-	blocks, _ := r.tier.Cached(tk.FileID)
-	for _, b := range blocks {
-		want[block.Key{File: b.File, Index: b.Index}] = b.CachedBytes
-	}
+	want := told(r.tier.Blocks())
 	if maps.Equal(want, m.blockMap()) {
 		t.Fatal("it was told before the stop")
 	}
