@@ -261,6 +261,7 @@ type FindBlocksReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blocks        []*Holders             `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`   // in the order asked
 	Workers       []*Holder              `protobuf:"bytes,2,rep,name=workers,proto3" json:"workers,omitempty"` // all that are named
+	Others        uint32                 `protobuf:"varint,3,opt,name=others,proto3" json:"others,omitempty"`  // live workers beside who asks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -307,6 +308,13 @@ func (x *FindBlocksReply) GetWorkers() []*Holder {
 		return x.Workers
 	}
 	return nil
+}
+
+func (x *FindBlocksReply) GetOthers() uint32 {
+	if x != nil {
+		return x.Others
+	}
+	return 0
 }
 
 // Holders are the workers that have all bytes of a block.
@@ -423,10 +431,11 @@ const file_membership_proto_rawDesc = "" +
 	"\x0fplacement_epoch\x18\x01 \x01(\x04R\x0eplacementEpoch\"H\n" +
 	"\x11FindBlocksRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x16\n" +
-	"\x06blocks\x18\x02 \x03(\x06R\x06blocks\"n\n" +
+	"\x06blocks\x18\x02 \x03(\x06R\x06blocks\"\x86\x01\n" +
 	"\x0fFindBlocksReply\x12,\n" +
 	"\x06blocks\x18\x01 \x03(\v2\x14.millrace.v1.HoldersR\x06blocks\x12-\n" +
-	"\aworkers\x18\x02 \x03(\v2\x13.millrace.v1.HolderR\aworkers\"#\n" +
+	"\aworkers\x18\x02 \x03(\v2\x13.millrace.v1.HolderR\aworkers\x12\x16\n" +
+	"\x06others\x18\x03 \x01(\rR\x06others\"#\n" +
 	"\aHolders\x12\x18\n" +
 	"\aworkers\x18\x01 \x03(\rR\aworkers\"T\n" +
 	"\x06Holder\x12\x0e\n" +

@@ -237,6 +237,18 @@ func (m *membership) live(id string) *api.WorkerAddresses {
 	return nil
 }
 
+// others returns how many workers beside id are live.
+func (m *membership) others(id string) (n uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for other, w := range m.members {
+		if other != id && m.stateOf(w) == stateLive {
+			n++
+		}
+	}
+	return n
+}
+
 // serving reports whether a live worker has the current mount table.
 func (m *membership) serving() bool {
 	st := m.state()

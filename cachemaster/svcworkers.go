@@ -68,7 +68,9 @@ func (s *locationService) FindBlocks(_ context.Context, r *api.FindBlocksRequest
 	if n := len(r.GetBlocks()); n > maxFound {
 		return nil, errs.E(errs.Invalid, "find blocks", "", fmt.Errorf("%d of them, at most %d are allowed", n, maxFound))
 	}
-	reply := &api.FindBlocksReply{Blocks: make([]*api.Holders, 0, len(r.GetBlocks()))}
+	reply := &api.FindBlocksReply{
+		Blocks: make([]*api.Holders, 0, len(r.GetBlocks())), Others: s.m.members.others(r.GetWorkerId()),
+	}
 	named := make(map[block.WorkerID]uint32)
 	for _, hash := range r.GetBlocks() {
 		found := &api.Holders{}

@@ -113,6 +113,9 @@ func TestFindBlocks(t *testing.T) {
 	if d := cmp.Diff([]string{"b@b:2 ", "b@b:2 ", "b@b:2 ", ""}, got); d != "" {
 		t.Errorf("what a is told: %s", d)
 	}
+	if r.GetOthers() != 1 {
+		t.Errorf("a is told of %d other live workers, want b", r.GetOthers())
+	}
 	_, err = locations.FindBlocks(t.Context(), &api.FindBlocksRequest{Blocks: make([]uint64, maxFound+1)})
 	wantKind(t, "too many at a time", err, errs.Invalid)
 }
