@@ -43,6 +43,9 @@ type fakeMaster struct {
 	wantFull   bool
 	inFull     bool
 	blocks     map[uint64]bool // by location hash: whole
+	finds      []*api.FindBlocksRequest
+	holders    []*api.Holder // of every block; also those that have none of it
+	findFails  error
 	lastBeat   *api.HeartbeatRequest
 	lastRegist *api.RegisterRequest
 }
@@ -117,6 +120,26 @@ func (m *fakeMaster) report(in *api.ReportBlocksRequest) (*api.ReportBlocksReply
 		m.fulls++
 	}
 	return &api.ReportBlocksReply{}, nil
+}
+
+func (m *fakeMaster) find(in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.finds = append(m.finds, in)
+	if m.findFails != nil {
+		return nil, m.findFails
+	}
+	out := &api.FindBlocksReply{Workers: m.holders, Others: uint32(len(m.holders))}
+	for range in.GetBlocks() {
+		holders := &api.Holders{}
+		for i, h := range m.holders {
+			if h.GetId() != in.GetWorkerId() {
+				holders.Workers = append(holders.Workers, uint32(i))
+			}
+		}
+		out.Blocks = append(out.Blocks, holders)
+	}
+	return out, nil
 }
 
 // set changes the master under its lock.

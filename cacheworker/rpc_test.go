@@ -45,11 +45,22 @@ func (m grpcMaster) ReportBlocks(_ context.Context, in *api.ReportBlocksRequest)
 	return m.report(in)
 }
 
+// locationMaster is the same for who asks where blocks are.
+type locationMaster struct {
+	api.UnimplementedLocationServiceServer
+	m *fakeMaster
+}
+
+func (m locationMaster) FindBlocks(_ context.Context, in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
+	return m.m.find(in)
+}
+
 func startMaster(t *testing.T, m *fakeMaster) (addr string) {
 	t.Helper()
 	l := listen(t, "tcp", "127.0.0.1:0")
 	s := grpc.NewServer(grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor))
 	api.RegisterWorkerRegistryServiceServer(s, grpcMaster{fakeMaster: m})
+	api.RegisterLocationServiceServer(s, locationMaster{m: m})
 	var g sync.WaitGroup
 	g.Go(func() {
 		if err := s.Serve(l); err != nil {
