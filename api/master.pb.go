@@ -2177,93 +2177,29 @@ func (x *HeartbeatReply) GetClusterId() string {
 	return ""
 }
 
-// BlockDelta is a change of one cached block.
-type BlockDelta struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	FileId        []byte                 `protobuf:"bytes,1,opt,name=file_id,json=fileId,proto3" json:"file_id,omitempty"`
-	Index         uint32                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
-	CachedBytes   int64                  `protobuf:"varint,3,opt,name=cached_bytes,json=cachedBytes,proto3" json:"cached_bytes,omitempty"` // 0: no longer cached
-	Whole         bool                   `protobuf:"varint,4,opt,name=whole,proto3" json:"whole,omitempty"`                                // all bytes of the block are cached
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BlockDelta) Reset() {
-	*x = BlockDelta{}
-	mi := &file_master_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BlockDelta) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BlockDelta) ProtoMessage() {}
-
-func (x *BlockDelta) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BlockDelta.ProtoReflect.Descriptor instead.
-func (*BlockDelta) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *BlockDelta) GetFileId() []byte {
-	if x != nil {
-		return x.FileId
-	}
-	return nil
-}
-
-func (x *BlockDelta) GetIndex() uint32 {
-	if x != nil {
-		return x.Index
-	}
-	return 0
-}
-
-func (x *BlockDelta) GetCachedBytes() int64 {
-	if x != nil {
-		return x.CachedBytes
-	}
-	return 0
-}
-
-func (x *BlockDelta) GetWhole() bool {
-	if x != nil {
-		return x.Whole
-	}
-	return false
-}
-
 type ReportBlocksRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	WorkerId   string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	StartEpoch uint64                 `protobuf:"varint,2,opt,name=start_epoch,json=startEpoch,proto3" json:"start_epoch,omitempty"`
 	Sequence   uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// full_first opens a full report (what the master knew of the worker is
-	// forgotten), full_last ends it; a delta has neither, and full_part.
-	FullFirst     bool          `protobuf:"varint,4,opt,name=full_first,json=fullFirst,proto3" json:"full_first,omitempty"`
-	FullPart      bool          `protobuf:"varint,5,opt,name=full_part,json=fullPart,proto3" json:"full_part,omitempty"`
-	FullLast      bool          `protobuf:"varint,6,opt,name=full_last,json=fullLast,proto3" json:"full_last,omitempty"`
-	Blocks        []*BlockDelta `protobuf:"bytes,7,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	// forgotten), full_part goes on with it, full_last ends it; a delta has none
+	// of them.
+	FullFirst bool `protobuf:"varint,4,opt,name=full_first,json=fullFirst,proto3" json:"full_first,omitempty"`
+	FullPart  bool `protobuf:"varint,5,opt,name=full_part,json=fullPart,proto3" json:"full_part,omitempty"`
+	FullLast  bool `protobuf:"varint,6,opt,name=full_last,json=fullLast,proto3" json:"full_last,omitempty"`
+	// Blocks by their location hash (block.Key.LocationHash), whose lowest bit
+	// says here that all bytes of the block are cached. In a full report they
+	// ascend, over all its parts.
+	Cached        []uint64 `protobuf:"fixed64,7,rep,packed,name=cached,proto3" json:"cached,omitempty"`
+	Gone          []uint64 `protobuf:"fixed64,8,rep,packed,name=gone,proto3" json:"gone,omitempty"` // no longer cached at all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportBlocksRequest) Reset() {
 	*x = ReportBlocksRequest{}
-	mi := &file_master_proto_msgTypes[38]
+	mi := &file_master_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2211,7 @@ func (x *ReportBlocksRequest) String() string {
 func (*ReportBlocksRequest) ProtoMessage() {}
 
 func (x *ReportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[38]
+	mi := &file_master_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2224,7 @@ func (x *ReportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ReportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{38}
+	return file_master_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReportBlocksRequest) GetWorkerId() string {
@@ -2333,9 +2269,16 @@ func (x *ReportBlocksRequest) GetFullLast() bool {
 	return false
 }
 
-func (x *ReportBlocksRequest) GetBlocks() []*BlockDelta {
+func (x *ReportBlocksRequest) GetCached() []uint64 {
 	if x != nil {
-		return x.Blocks
+		return x.Cached
+	}
+	return nil
+}
+
+func (x *ReportBlocksRequest) GetGone() []uint64 {
+	if x != nil {
+		return x.Gone
 	}
 	return nil
 }
@@ -2349,7 +2292,7 @@ type ReportBlocksReply struct {
 
 func (x *ReportBlocksReply) Reset() {
 	*x = ReportBlocksReply{}
-	mi := &file_master_proto_msgTypes[39]
+	mi := &file_master_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2304,7 @@ func (x *ReportBlocksReply) String() string {
 func (*ReportBlocksReply) ProtoMessage() {}
 
 func (x *ReportBlocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[39]
+	mi := &file_master_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2317,7 @@ func (x *ReportBlocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportBlocksReply.ProtoReflect.Descriptor instead.
 func (*ReportBlocksReply) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{39}
+	return file_master_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReportBlocksReply) GetNeedFull() bool {
@@ -2543,13 +2486,7 @@ const file_master_proto_rawDesc = "" +
 	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\x124\n" +
 	"\tplacement\x18\x04 \x01(\v2\x16.millrace.v1.PlacementR\tplacement\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x05 \x01(\tR\tclusterId\"t\n" +
-	"\n" +
-	"BlockDelta\x12\x17\n" +
-	"\afile_id\x18\x01 \x01(\fR\x06fileId\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\rR\x05index\x12!\n" +
-	"\fcached_bytes\x18\x03 \x01(\x03R\vcachedBytes\x12\x14\n" +
-	"\x05whole\x18\x04 \x01(\bR\x05whole\"\xf9\x01\n" +
+	"cluster_id\x18\x05 \x01(\tR\tclusterId\"\xf4\x01\n" +
 	"\x13ReportBlocksRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vstart_epoch\x18\x02 \x01(\x04R\n" +
@@ -2558,8 +2495,9 @@ const file_master_proto_rawDesc = "" +
 	"\n" +
 	"full_first\x18\x04 \x01(\bR\tfullFirst\x12\x1b\n" +
 	"\tfull_part\x18\x05 \x01(\bR\bfullPart\x12\x1b\n" +
-	"\tfull_last\x18\x06 \x01(\bR\bfullLast\x12/\n" +
-	"\x06blocks\x18\a \x03(\v2\x17.millrace.v1.BlockDeltaR\x06blocks\"0\n" +
+	"\tfull_last\x18\x06 \x01(\bR\bfullLast\x12\x16\n" +
+	"\x06cached\x18\a \x03(\x06R\x06cached\x12\x12\n" +
+	"\x04gone\x18\b \x03(\x06R\x04gone\"0\n" +
 	"\x11ReportBlocksReply\x12\x1b\n" +
 	"\tneed_full\x18\x01 \x01(\bR\bneedFull*\x9b\x01\n" +
 	"\bJobState\x12\x19\n" +
@@ -2610,7 +2548,7 @@ func file_master_proto_rawDescGZIP() []byte {
 }
 
 var file_master_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_master_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_master_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_master_proto_goTypes = []any{
 	(JobState)(0),               // 0: millrace.v1.JobState
 	(*StatRequest)(nil),         // 1: millrace.v1.StatRequest
@@ -2650,90 +2588,88 @@ var file_master_proto_goTypes = []any{
 	(*RegisterReply)(nil),       // 35: millrace.v1.RegisterReply
 	(*HeartbeatRequest)(nil),    // 36: millrace.v1.HeartbeatRequest
 	(*HeartbeatReply)(nil),      // 37: millrace.v1.HeartbeatReply
-	(*BlockDelta)(nil),          // 38: millrace.v1.BlockDelta
-	(*ReportBlocksRequest)(nil), // 39: millrace.v1.ReportBlocksRequest
-	(*ReportBlocksReply)(nil),   // 40: millrace.v1.ReportBlocksReply
-	nil,                         // 41: millrace.v1.AddUFSRequest.OptionsEntry
-	(*Entry)(nil),               // 42: millrace.v1.Entry
-	(*UFSMount)(nil),            // 43: millrace.v1.UFSMount
-	(*Mounts)(nil),              // 44: millrace.v1.Mounts
-	(*WorkerInfo)(nil),          // 45: millrace.v1.WorkerInfo
-	(*Counters)(nil),            // 46: millrace.v1.Counters
-	(*Placement)(nil),           // 47: millrace.v1.Placement
-	(*WorkerAddresses)(nil),     // 48: millrace.v1.WorkerAddresses
-	(*Tier)(nil),                // 49: millrace.v1.Tier
+	(*ReportBlocksRequest)(nil), // 38: millrace.v1.ReportBlocksRequest
+	(*ReportBlocksReply)(nil),   // 39: millrace.v1.ReportBlocksReply
+	nil,                         // 40: millrace.v1.AddUFSRequest.OptionsEntry
+	(*Entry)(nil),               // 41: millrace.v1.Entry
+	(*UFSMount)(nil),            // 42: millrace.v1.UFSMount
+	(*Mounts)(nil),              // 43: millrace.v1.Mounts
+	(*WorkerInfo)(nil),          // 44: millrace.v1.WorkerInfo
+	(*Counters)(nil),            // 45: millrace.v1.Counters
+	(*Placement)(nil),           // 46: millrace.v1.Placement
+	(*WorkerAddresses)(nil),     // 47: millrace.v1.WorkerAddresses
+	(*Tier)(nil),                // 48: millrace.v1.Tier
 }
 var file_master_proto_depIdxs = []int32{
-	42, // 0: millrace.v1.StatReply.entry:type_name -> millrace.v1.Entry
-	42, // 1: millrace.v1.ListReply.entries:type_name -> millrace.v1.Entry
-	42, // 2: millrace.v1.LocateReply.entry:type_name -> millrace.v1.Entry
+	41, // 0: millrace.v1.StatReply.entry:type_name -> millrace.v1.Entry
+	41, // 1: millrace.v1.ListReply.entries:type_name -> millrace.v1.Entry
+	41, // 2: millrace.v1.LocateReply.entry:type_name -> millrace.v1.Entry
 	6,  // 3: millrace.v1.LocateReply.blocks:type_name -> millrace.v1.BlockLocation
-	41, // 4: millrace.v1.AddUFSRequest.options:type_name -> millrace.v1.AddUFSRequest.OptionsEntry
-	43, // 5: millrace.v1.AddUFSReply.mount:type_name -> millrace.v1.UFSMount
-	44, // 6: millrace.v1.ListUFSReply.mounts:type_name -> millrace.v1.Mounts
+	40, // 4: millrace.v1.AddUFSRequest.options:type_name -> millrace.v1.AddUFSRequest.OptionsEntry
+	42, // 5: millrace.v1.AddUFSReply.mount:type_name -> millrace.v1.UFSMount
+	43, // 6: millrace.v1.ListUFSReply.mounts:type_name -> millrace.v1.Mounts
 	26, // 7: millrace.v1.ListJobsReply.jobs:type_name -> millrace.v1.Job
 	0,  // 8: millrace.v1.Job.state:type_name -> millrace.v1.JobState
 	25, // 9: millrace.v1.Job.files:type_name -> millrace.v1.JobSums
 	25, // 10: millrace.v1.Job.bytes:type_name -> millrace.v1.JobSums
 	28, // 11: millrace.v1.StatusReply.masters:type_name -> millrace.v1.MasterInfo
-	45, // 12: millrace.v1.StatusReply.workers:type_name -> millrace.v1.WorkerInfo
-	44, // 13: millrace.v1.StatusReply.mounts:type_name -> millrace.v1.Mounts
-	46, // 14: millrace.v1.StatusReply.counters:type_name -> millrace.v1.Counters
-	47, // 15: millrace.v1.Membership.placement:type_name -> millrace.v1.Placement
-	45, // 16: millrace.v1.Membership.workers:type_name -> millrace.v1.WorkerInfo
-	46, // 17: millrace.v1.ReportClientRequest.counters:type_name -> millrace.v1.Counters
-	48, // 18: millrace.v1.RegisterRequest.addresses:type_name -> millrace.v1.WorkerAddresses
-	47, // 19: millrace.v1.RegisterReply.placement:type_name -> millrace.v1.Placement
-	44, // 20: millrace.v1.RegisterReply.mounts:type_name -> millrace.v1.Mounts
-	48, // 21: millrace.v1.HeartbeatRequest.addresses:type_name -> millrace.v1.WorkerAddresses
-	49, // 22: millrace.v1.HeartbeatRequest.tiers:type_name -> millrace.v1.Tier
-	46, // 23: millrace.v1.HeartbeatRequest.counters:type_name -> millrace.v1.Counters
-	44, // 24: millrace.v1.HeartbeatReply.mounts:type_name -> millrace.v1.Mounts
-	47, // 25: millrace.v1.HeartbeatReply.placement:type_name -> millrace.v1.Placement
-	38, // 26: millrace.v1.ReportBlocksRequest.blocks:type_name -> millrace.v1.BlockDelta
-	1,  // 27: millrace.v1.NamespaceService.Stat:input_type -> millrace.v1.StatRequest
-	3,  // 28: millrace.v1.NamespaceService.List:input_type -> millrace.v1.ListRequest
-	5,  // 29: millrace.v1.NamespaceService.Locate:input_type -> millrace.v1.LocateRequest
-	8,  // 30: millrace.v1.NamespaceService.Usage:input_type -> millrace.v1.UsageRequest
-	10, // 31: millrace.v1.NamespaceService.Free:input_type -> millrace.v1.FreeRequest
-	12, // 32: millrace.v1.UFSService.AddUFS:input_type -> millrace.v1.AddUFSRequest
-	14, // 33: millrace.v1.UFSService.ListUFS:input_type -> millrace.v1.ListUFSRequest
-	16, // 34: millrace.v1.UFSService.RemoveUFS:input_type -> millrace.v1.RemoveUFSRequest
-	18, // 35: millrace.v1.JobService.SubmitLoad:input_type -> millrace.v1.SubmitLoadRequest
-	20, // 36: millrace.v1.JobService.GetJob:input_type -> millrace.v1.GetJobRequest
-	21, // 37: millrace.v1.JobService.ListJobs:input_type -> millrace.v1.ListJobsRequest
-	23, // 38: millrace.v1.JobService.WatchJob:input_type -> millrace.v1.WatchJobRequest
-	24, // 39: millrace.v1.JobService.CancelJob:input_type -> millrace.v1.CancelJobRequest
-	27, // 40: millrace.v1.ClusterService.Status:input_type -> millrace.v1.StatusRequest
-	30, // 41: millrace.v1.ClusterService.Watch:input_type -> millrace.v1.WatchRequest
-	32, // 42: millrace.v1.ClusterService.ReportClient:input_type -> millrace.v1.ReportClientRequest
-	34, // 43: millrace.v1.WorkerRegistryService.Register:input_type -> millrace.v1.RegisterRequest
-	36, // 44: millrace.v1.WorkerRegistryService.Heartbeat:input_type -> millrace.v1.HeartbeatRequest
-	39, // 45: millrace.v1.WorkerRegistryService.ReportBlocks:input_type -> millrace.v1.ReportBlocksRequest
-	2,  // 46: millrace.v1.NamespaceService.Stat:output_type -> millrace.v1.StatReply
-	4,  // 47: millrace.v1.NamespaceService.List:output_type -> millrace.v1.ListReply
-	7,  // 48: millrace.v1.NamespaceService.Locate:output_type -> millrace.v1.LocateReply
-	9,  // 49: millrace.v1.NamespaceService.Usage:output_type -> millrace.v1.UsageReply
-	11, // 50: millrace.v1.NamespaceService.Free:output_type -> millrace.v1.FreeReply
-	13, // 51: millrace.v1.UFSService.AddUFS:output_type -> millrace.v1.AddUFSReply
-	15, // 52: millrace.v1.UFSService.ListUFS:output_type -> millrace.v1.ListUFSReply
-	17, // 53: millrace.v1.UFSService.RemoveUFS:output_type -> millrace.v1.RemoveUFSReply
-	19, // 54: millrace.v1.JobService.SubmitLoad:output_type -> millrace.v1.SubmitLoadReply
-	26, // 55: millrace.v1.JobService.GetJob:output_type -> millrace.v1.Job
-	22, // 56: millrace.v1.JobService.ListJobs:output_type -> millrace.v1.ListJobsReply
-	26, // 57: millrace.v1.JobService.WatchJob:output_type -> millrace.v1.Job
-	26, // 58: millrace.v1.JobService.CancelJob:output_type -> millrace.v1.Job
-	29, // 59: millrace.v1.ClusterService.Status:output_type -> millrace.v1.StatusReply
-	31, // 60: millrace.v1.ClusterService.Watch:output_type -> millrace.v1.Membership
-	33, // 61: millrace.v1.ClusterService.ReportClient:output_type -> millrace.v1.ReportClientReply
-	35, // 62: millrace.v1.WorkerRegistryService.Register:output_type -> millrace.v1.RegisterReply
-	37, // 63: millrace.v1.WorkerRegistryService.Heartbeat:output_type -> millrace.v1.HeartbeatReply
-	40, // 64: millrace.v1.WorkerRegistryService.ReportBlocks:output_type -> millrace.v1.ReportBlocksReply
-	46, // [46:65] is the sub-list for method output_type
-	27, // [27:46] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	44, // 12: millrace.v1.StatusReply.workers:type_name -> millrace.v1.WorkerInfo
+	43, // 13: millrace.v1.StatusReply.mounts:type_name -> millrace.v1.Mounts
+	45, // 14: millrace.v1.StatusReply.counters:type_name -> millrace.v1.Counters
+	46, // 15: millrace.v1.Membership.placement:type_name -> millrace.v1.Placement
+	44, // 16: millrace.v1.Membership.workers:type_name -> millrace.v1.WorkerInfo
+	45, // 17: millrace.v1.ReportClientRequest.counters:type_name -> millrace.v1.Counters
+	47, // 18: millrace.v1.RegisterRequest.addresses:type_name -> millrace.v1.WorkerAddresses
+	46, // 19: millrace.v1.RegisterReply.placement:type_name -> millrace.v1.Placement
+	43, // 20: millrace.v1.RegisterReply.mounts:type_name -> millrace.v1.Mounts
+	47, // 21: millrace.v1.HeartbeatRequest.addresses:type_name -> millrace.v1.WorkerAddresses
+	48, // 22: millrace.v1.HeartbeatRequest.tiers:type_name -> millrace.v1.Tier
+	45, // 23: millrace.v1.HeartbeatRequest.counters:type_name -> millrace.v1.Counters
+	43, // 24: millrace.v1.HeartbeatReply.mounts:type_name -> millrace.v1.Mounts
+	46, // 25: millrace.v1.HeartbeatReply.placement:type_name -> millrace.v1.Placement
+	1,  // 26: millrace.v1.NamespaceService.Stat:input_type -> millrace.v1.StatRequest
+	3,  // 27: millrace.v1.NamespaceService.List:input_type -> millrace.v1.ListRequest
+	5,  // 28: millrace.v1.NamespaceService.Locate:input_type -> millrace.v1.LocateRequest
+	8,  // 29: millrace.v1.NamespaceService.Usage:input_type -> millrace.v1.UsageRequest
+	10, // 30: millrace.v1.NamespaceService.Free:input_type -> millrace.v1.FreeRequest
+	12, // 31: millrace.v1.UFSService.AddUFS:input_type -> millrace.v1.AddUFSRequest
+	14, // 32: millrace.v1.UFSService.ListUFS:input_type -> millrace.v1.ListUFSRequest
+	16, // 33: millrace.v1.UFSService.RemoveUFS:input_type -> millrace.v1.RemoveUFSRequest
+	18, // 34: millrace.v1.JobService.SubmitLoad:input_type -> millrace.v1.SubmitLoadRequest
+	20, // 35: millrace.v1.JobService.GetJob:input_type -> millrace.v1.GetJobRequest
+	21, // 36: millrace.v1.JobService.ListJobs:input_type -> millrace.v1.ListJobsRequest
+	23, // 37: millrace.v1.JobService.WatchJob:input_type -> millrace.v1.WatchJobRequest
+	24, // 38: millrace.v1.JobService.CancelJob:input_type -> millrace.v1.CancelJobRequest
+	27, // 39: millrace.v1.ClusterService.Status:input_type -> millrace.v1.StatusRequest
+	30, // 40: millrace.v1.ClusterService.Watch:input_type -> millrace.v1.WatchRequest
+	32, // 41: millrace.v1.ClusterService.ReportClient:input_type -> millrace.v1.ReportClientRequest
+	34, // 42: millrace.v1.WorkerRegistryService.Register:input_type -> millrace.v1.RegisterRequest
+	36, // 43: millrace.v1.WorkerRegistryService.Heartbeat:input_type -> millrace.v1.HeartbeatRequest
+	38, // 44: millrace.v1.WorkerRegistryService.ReportBlocks:input_type -> millrace.v1.ReportBlocksRequest
+	2,  // 45: millrace.v1.NamespaceService.Stat:output_type -> millrace.v1.StatReply
+	4,  // 46: millrace.v1.NamespaceService.List:output_type -> millrace.v1.ListReply
+	7,  // 47: millrace.v1.NamespaceService.Locate:output_type -> millrace.v1.LocateReply
+	9,  // 48: millrace.v1.NamespaceService.Usage:output_type -> millrace.v1.UsageReply
+	11, // 49: millrace.v1.NamespaceService.Free:output_type -> millrace.v1.FreeReply
+	13, // 50: millrace.v1.UFSService.AddUFS:output_type -> millrace.v1.AddUFSReply
+	15, // 51: millrace.v1.UFSService.ListUFS:output_type -> millrace.v1.ListUFSReply
+	17, // 52: millrace.v1.UFSService.RemoveUFS:output_type -> millrace.v1.RemoveUFSReply
+	19, // 53: millrace.v1.JobService.SubmitLoad:output_type -> millrace.v1.SubmitLoadReply
+	26, // 54: millrace.v1.JobService.GetJob:output_type -> millrace.v1.Job
+	22, // 55: millrace.v1.JobService.ListJobs:output_type -> millrace.v1.ListJobsReply
+	26, // 56: millrace.v1.JobService.WatchJob:output_type -> millrace.v1.Job
+	26, // 57: millrace.v1.JobService.CancelJob:output_type -> millrace.v1.Job
+	29, // 58: millrace.v1.ClusterService.Status:output_type -> millrace.v1.StatusReply
+	31, // 59: millrace.v1.ClusterService.Watch:output_type -> millrace.v1.Membership
+	33, // 60: millrace.v1.ClusterService.ReportClient:output_type -> millrace.v1.ReportClientReply
+	35, // 61: millrace.v1.WorkerRegistryService.Register:output_type -> millrace.v1.RegisterReply
+	37, // 62: millrace.v1.WorkerRegistryService.Heartbeat:output_type -> millrace.v1.HeartbeatReply
+	39, // 63: millrace.v1.WorkerRegistryService.ReportBlocks:output_type -> millrace.v1.ReportBlocksReply
+	45, // [45:64] is the sub-list for method output_type
+	26, // [26:45] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_master_proto_init() }
@@ -2748,7 +2684,7 @@ func file_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_master_proto_rawDesc), len(file_master_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

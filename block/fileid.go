@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+
+	"github.com/cespare/xxhash/v2"
 )
 
 // FileID names one version of one file: 128 bits, opaque to all but the code
@@ -91,3 +93,15 @@ type Key struct {
 
 // String returns "fileID/index".
 func (k Key) String() string { return fmt.Sprintf("%s/%d", k.File, k.Index) }
+
+// LocationHash stands for the block in reports of where blocks are cached: the
+// xxh64, with seed 0, of the file ID and the little-endian index, with the
+// lowest bit clear, which is left to what is said of the block.
+func (k Key) LocationHash() uint64 { return k.hash() &^ 1 }
+
+func (k Key) hash() uint64 {
+	var buf [len(k.File) + 4]byte
+	copy(buf[:], k.File[:])
+	binary.LittleEndian.PutUint32(buf[len(k.File):], k.Index)
+	return xxhash.Sum64(buf[:])
+}

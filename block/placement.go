@@ -2,7 +2,6 @@ package block
 
 import (
 	"cmp"
-	"encoding/binary"
 	"math"
 	"slices"
 
@@ -45,14 +44,10 @@ func (p Placement) PlacesWhole(length int64) bool { return length <= p.WholeFile
 // that is placed whole. Equal scores are ordered by worker ID.
 // Source: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005.
 func (p Placement) Owners(k Key, length int64, n int) []WorkerID {
-	index := k.Index
 	if p.PlacesWhole(length) {
-		index = math.MaxUint32
+		k.Index = math.MaxUint32
 	}
-	var buf [20]byte
-	copy(buf[:], k.File[:])
-	binary.LittleEndian.PutUint32(buf[16:], index)
-	keyHash := xxhash.Sum64(buf[:])
+	keyHash := k.hash()
 
 	type scored struct {
 		id    WorkerID

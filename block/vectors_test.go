@@ -132,6 +132,23 @@ func checkVectors(t *testing.T, name string, v any) {
 	}
 }
 
+func TestLocationVectors(t *testing.T) {
+	type vector struct {
+		FileID string `json:"file_id"`
+		Index  uint32 `json:"index"`
+		Hash   uint64 `json:"hash,string"`
+	}
+	var vectors []vector
+	for i, index := range []uint32{0, 0, 1, 2, 1<<32 - 1} {
+		k := block.Key{Index: index}
+		if i > 0 {
+			k.File = block.DeriveFileID(1, "a/b.txt", "t", 1<<40, 64<<20)
+		}
+		vectors = append(vectors, vector{k.File.String(), k.Index, k.LocationHash()})
+	}
+	checkVectors(t, "location.json", vectors)
+}
+
 func TestFileIDVectors(t *testing.T) {
 	vectors := struct {
 		Derived []fileIDVector `json:"derived"`

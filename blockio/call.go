@@ -26,6 +26,7 @@ type call struct {
 	priority   Priority
 	opens      bool     // END brings a handle
 	descriptor bool     // DATA brings a descriptor
+	checked    bool     // every page must come with its checksum
 	length     int64    // of the file
 	one        [1]Range // room for the ranges of what reads one
 	done       chan struct{}
@@ -56,7 +57,7 @@ func (c *Conn) newCall() *call {
 
 // recycle puts a call away that nobody else knows.
 func (c *Conn) recycle(k *call) {
-	k.id, k.priority, k.opens, k.descriptor, k.length, k.one = 0, PriorityRead, false, false, 0, [1]Range{}
+	k.id, k.priority, k.opens, k.descriptor, k.checked, k.length, k.one = 0, PriorityRead, false, false, false, 0, [1]Range{}
 	k.end, k.crcs, k.handle, k.err = endPayload{}, k.crcs[:0], 0, nil
 	k.file, k.base, k.refused = nil, 0, nil
 	k.ranges, k.at, k.in, k.want, k.got, k.ended, k.abandoned = nil, 0, 0, 0, 0, false, time.Time{}
@@ -184,6 +185,9 @@ func (k *call) checkEnd(e *endPayload) error {
 // verify checks the pages of ranges, the call's, all of whose bytes arrived.
 func (k *call) verify(ranges []Range, addr string) error {
 	pages := pageFinder{ranges: ranges, geometry: k.geometry()}
+	if n := pages.count(); k.checked && int64(len(k.end.CRCs)) != n {
+		return errs.E(errs.Corrupt, "read", addr, fmt.Errorf("%d pages came with %d checksums", n, len(k.end.CRCs)))
+	}
 	for _, c := range k.end.CRCs {
 		page, p, ok := pages.find(c.Page)
 		if !ok {

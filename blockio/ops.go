@@ -16,6 +16,9 @@ type ReadOptions struct {
 	PlacementEpoch uint64 // by which the worker was chosen; 0 is unknown
 	TraceID        uint64 // 0 is none
 	CachedOnly     bool   // fail with errs.NotCached rather than fetch
+	// Checked fails with errs.Corrupt, once the bytes have arrived, if not all
+	// pages that the read touches are whole and came with their checksum.
+	Checked bool
 }
 
 // header returns the header of a request that reads.
@@ -69,7 +72,7 @@ func (c *Conn) OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int6
 		return 0, err
 	}
 	k := c.newCall()
-	k.opens, k.length = true, t.Length
+	k.opens, k.length, k.checked = true, t.Length, o.Checked
 	k.into(p, off)
 	head := o.header(opOpenRead, 0, payload)
 	if err := c.do(ctx, "open", k, &head, payload); err != nil {
@@ -154,7 +157,7 @@ func (c *Conn) read(ctx context.Context, handle uint32, p []byte, off int64, o *
 		return 0, nil
 	}
 	k := c.newCall()
-	k.length = length
+	k.length, k.checked = length, o.Checked
 	k.into(p, off)
 	var room [readPayloadSize]byte
 	payload := appendReadPayload(room[:0], readPayload{Offset: uint64(off), Length: uint32(len(p))})
@@ -244,7 +247,7 @@ func (c *Conn) fitting(ranges []Range) (count, sum int) {
 
 func (c *Conn) readV(ctx context.Context, handle uint32, ranges []Range, sum int, length int64, o *ReadOptions) (int, error) {
 	k := c.newCall()
-	k.length, k.ranges, k.want = length, ranges, sum
+	k.length, k.checked, k.ranges, k.want = length, o.Checked, ranges, sum
 	var room [MaxRanges * readPayloadSize]byte
 	payload := room[:0]
 	for _, r := range ranges {

@@ -10,6 +10,15 @@ type pageFinder struct {
 	before   int64 // pages of the ranges that were passed
 }
 
+// count returns how many pages the ranges touch.
+func (f *pageFinder) count() (n int64) {
+	for _, r := range f.ranges {
+		first, end := f.geometry.PageRange(block.Extent{Offset: r.Off, Length: int64(len(r.Buf))})
+		n += end - first
+	}
+	return n
+}
+
 // find returns the page of the file that has the number n and its bytes. False
 // if there is none, or if its range does not hold it whole.
 func (f *pageFinder) find(n uint32) (page int64, bytes []byte, ok bool) {

@@ -2,6 +2,7 @@ package cachemaster
 
 import (
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -41,10 +42,8 @@ func FuzzParseMount(f *testing.F) {
 // names, and none more when it comes again.
 func FuzzBlockReport(f *testing.F) {
 	for _, r := range []*api.ReportBlocksRequest{
-		{WorkerId: "w", StartEpoch: 1, Sequence: 1, FullFirst: true, FullLast: true, Blocks: []*api.BlockDelta{
-			{FileId: make([]byte, len(block.FileID{})), Index: 3, CachedBytes: 5, Whole: true},
-		}},
-		{WorkerId: "w", Sequence: 1 << 63, Blocks: []*api.BlockDelta{{FileId: []byte("short")}}},
+		{WorkerId: "w", StartEpoch: 1, Sequence: 1, FullFirst: true, FullLast: true, Cached: []uint64{2, 5}, Gone: []uint64{4}},
+		{WorkerId: "w", Sequence: 1 << 63, Cached: []uint64{7, 7, 1}},
 	} {
 		b, err := proto.Marshal(r)
 		if err != nil {
@@ -57,15 +56,12 @@ func FuzzBlockReport(f *testing.F) {
 		if proto.Unmarshal(b, &r) != nil {
 			return
 		}
-		report, err := reportOf(&r)
-		if err != nil {
-			return
-		}
-		m := blockmap.New()
+		report := reportOf(&r)
+		m := blockmap.New(time.Now)
 		m.Apply("w", report)
 		n := m.Len()
-		if n > len(r.GetBlocks()) {
-			t.Errorf("%d locations of %d blocks", n, len(r.GetBlocks()))
+		if n > len(r.GetCached()) {
+			t.Errorf("%d locations of %d blocks", n, len(r.GetCached()))
 		}
 		if m.Apply("w", report); m.Len() != n {
 			t.Errorf("%d locations, %d when the report came again", n, m.Len())

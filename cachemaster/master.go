@@ -85,7 +85,7 @@ func newMaster(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registere
 		m.grpc = deps.GRPC.Addr().String()
 	}
 	m.ufs = newUFSCounters()
-	m.blocks = blockmap.New()
+	m.blocks = blockmap.New(m.now)
 	m.peers = newPeers()
 	state := func() *fsm.State { return m.store.State() }
 	m.ns = newNamespace(cfg, m.now, state, newStores(deps.UFS, m.ufs, log))

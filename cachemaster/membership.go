@@ -19,11 +19,12 @@ import (
 	"millrace/internal/errs"
 )
 
-// The states of a worker.
+// The states of a worker. A live one that drains is told to be draining.
 const (
-	stateLive    = "live"
-	stateSuspect = "suspect"
-	stateLost    = "lost"
+	stateLive     = "live"
+	stateSuspect  = "suspect"
+	stateLost     = "lost"
+	stateDraining = "draining"
 )
 
 // membership is what this master hears of the registered workers and of
@@ -194,6 +195,9 @@ func (m *membership) workers() []*api.WorkerInfo {
 	for id, reg := range st.Workers {
 		w := m.of(id)
 		info := &api.WorkerInfo{Id: id, State: m.stateOf(w), Tiers: w.tiers, Addresses: w.addresses}
+		if reg.Draining && info.GetState() == stateLive {
+			info.State = stateDraining
+		}
 		if info.Addresses == nil {
 			info.Addresses = addressesProto(reg.Addresses)
 		}
@@ -210,15 +214,39 @@ type peer struct {
 }
 
 // reachable returns the workers that are not lost, live ones only if asked
-// for, in the order of their IDs.
+// for, in the order of their IDs. Those that drain are live.
 func (m *membership) reachable(liveOnly bool) []peer {
 	var peers []peer
 	for _, w := range m.workers() {
-		if w.GetState() == stateLive || (!liveOnly && w.GetState() == stateSuspect) {
+		switch state := w.GetState(); {
+		case state == stateLive, state == stateDraining, !liveOnly && state == stateSuspect:
 			peers = append(peers, peer{id: w.GetId(), address: w.GetAddresses().GetGrpc()})
 		}
 	}
 	return peers
+}
+
+// live returns the addresses of a worker whose last heartbeat came a moment
+// ago, draining or not; nil for any other.
+func (m *membership) live(id string) *api.WorkerAddresses {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if w := m.members[id]; w != nil && m.stateOf(w) == stateLive {
+		return w.addresses
+	}
+	return nil
+}
+
+// others returns how many workers beside id are live.
+func (m *membership) others(id string) (n uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for other, w := range m.members {
+		if other != id && m.stateOf(w) == stateLive {
+			n++
+		}
+	}
+	return n
 }
 
 // serving reports whether a live worker has the current mount table.
@@ -283,7 +311,7 @@ func addCounters(sum, c *api.Counters) {
 
 // countByState returns how many workers are in each state.
 func (m *membership) countByState() map[string]int {
-	count := map[string]int{stateLive: 0, stateSuspect: 0, stateLost: 0}
+	count := map[string]int{stateLive: 0, stateSuspect: 0, stateLost: 0, stateDraining: 0}
 	for _, w := range m.workers() {
 		count[w.GetState()]++
 	}

@@ -171,7 +171,7 @@ func (c *cluster) blocks(t *testing.T, worker string, epoch uint64) {
 	id := block.DeriveFileID(1, "p", "t", 1, block.MinBlockSize)
 	r, err := c.registry.ReportBlocks(t.Context(), &api.ReportBlocksRequest{
 		WorkerId: worker, StartEpoch: epoch, Sequence: 1, FullFirst: true, FullLast: true,
-		Blocks: []*api.BlockDelta{{FileId: id[:], CachedBytes: 1, Whole: true}},
+		Cached: []uint64{block.Key{File: id}.LocationHash() | 1},
 	})
 	if err != nil || r.GetNeedFull() {
 		t.Fatalf("report = %v, %v", r, err)

@@ -32,6 +32,8 @@ func (m *Master) newServer() *grpc.Server {
 	api.RegisterUFSServiceServer(s, &ufsService{m: m})
 	api.RegisterJobServiceServer(s, &jobService{m: m})
 	api.RegisterClusterServiceServer(s, &clusterService{m: m})
+	api.RegisterWorkersServiceServer(s, &workersService{m: m})
+	api.RegisterLocationServiceServer(s, &locationService{m: m})
 	api.RegisterWorkerRegistryServiceServer(s, &registryService{m: m})
 	return s
 }

@@ -117,6 +117,7 @@ func (s *registryService) Register(ctx context.Context, r *api.RegisterRequest) 
 		ID: r.GetWorkerId(), Addresses: addressesOf(r.GetAddresses()),
 		CapacityBytes: r.GetCapacityBytes(), SmallestDirBytes: r.GetSmallestDirBytes(),
 	}
+	w.Draining = st.Workers[w.ID].Draining
 	override := int64(s.m.cfg.WholeFileLimit)
 	limit := st.WholeFileLimit
 	if old, ok := st.Workers[w.ID]; ok && old == w {
@@ -159,27 +160,13 @@ func (s *registryService) ReportBlocks(_ context.Context, r *api.ReportBlocksReq
 	if _, ok := s.m.store.State().Workers[id]; !ok {
 		return nil, errs.E(errs.NotFound, "report blocks", id, errors.New("the worker is not registered"))
 	}
-	report, err := reportOf(r)
-	if err != nil {
-		return nil, errs.E(errs.Invalid, "report blocks", id, err)
-	}
-	return &api.ReportBlocksReply{NeedFull: s.m.blocks.Apply(block.WorkerID(id), report)}, nil
+	return &api.ReportBlocksReply{NeedFull: s.m.blocks.Apply(block.WorkerID(id), reportOf(r))}, nil
 }
 
-func reportOf(r *api.ReportBlocksRequest) (blockmap.Report, error) {
-	report := blockmap.Report{
+func reportOf(r *api.ReportBlocksRequest) blockmap.Report {
+	return blockmap.Report{
 		Epoch: r.GetStartEpoch(), Sequence: r.GetSequence(),
 		First: r.GetFullFirst(), Part: r.GetFullPart(), Last: r.GetFullLast(),
-		Blocks: make([]blockmap.Delta, 0, len(r.GetBlocks())),
+		Cached: r.GetCached(), Gone: r.GetGone(),
 	}
-	for _, b := range r.GetBlocks() {
-		file, ok := fileIDOf(b.GetFileId())
-		if !ok {
-			return blockmap.Report{}, fmt.Errorf("file ID of %d bytes", len(b.GetFileId()))
-		}
-		report.Blocks = append(report.Blocks, blockmap.Delta{
-			Key: block.Key{File: file, Index: b.GetIndex()}, Cached: b.GetCachedBytes() > 0, Whole: b.GetWhole(),
-		})
-	}
-	return report, nil
 }

@@ -30,6 +30,10 @@ type counters struct {
 	pageMisses   atomic.Int64
 	unkeptBytes  atomic.Int64
 	handedOut    atomic.Int64
+	peerBytes    atomic.Int64
+	peerServed   atomic.Int64 // requests of a flight to another worker, by how they ended
+	peerMissing  atomic.Int64
+	peerFailed   atomic.Int64
 	ufsBytes     atomic.Int64
 	ufsListBytes atomic.Int64
 	ufsRequests  [opCount]atomic.Int64
@@ -76,6 +80,8 @@ func (c *counters) proto(t tierCounts) *api.Counters {
 	}
 }
 
+const peerRequestsHelp = "Runs of pages asked of another worker that should have them: served, missing there, or failed."
+
 // register makes the counters metrics. The tier has metrics of its own.
 func (c *counters) register(reg prometheus.Registerer) error {
 	all := []prometheus.Collector{
@@ -84,6 +90,10 @@ func (c *counters) register(reg prometheus.Registerer) error {
 		counterOf("page_misses_total", "Pages that reads did not find in the cache.", nil, &c.pageMisses),
 		counterOf("unkept_bytes_total", "Bytes served that could not be kept.", nil, &c.unkeptBytes),
 		counterOf("descriptors_total", "Descriptors of cached files handed to programs on this host.", nil, &c.handedOut),
+		counterOf("peer_read_bytes_total", "Bytes of files had from other workers.", nil, &c.peerBytes),
+		counterOf("peer_requests_total", peerRequestsHelp, prometheus.Labels{"result": "served"}, &c.peerServed),
+		counterOf("peer_requests_total", peerRequestsHelp, prometheus.Labels{"result": "missing"}, &c.peerMissing),
+		counterOf("peer_requests_total", peerRequestsHelp, prometheus.Labels{"result": "failed"}, &c.peerFailed),
 		counterOf("ufs_read_bytes_total", "Bytes of files received from under-stores, retries included.", nil, &c.ufsBytes),
 		counterOf("ufs_list_bytes_total", "Bytes of listings received from under-stores.", nil, &c.ufsListBytes),
 	}

@@ -21,6 +21,7 @@ import (
 // one flight for any page of any file at a time.
 type fetcher struct {
 	tier      *tier.Store
+	peers     *peers // asked before the under-stores; may be nil
 	mounts    *mountTable
 	inflight  *gate // bytes asked for and not yet received
 	fetchSize int64 // bytes of one request, a multiple of the page size
@@ -183,10 +184,17 @@ func (f *fetcher) welcome(t *block.Ticket, fl *flight) {
 	}
 }
 
-// fetch asks the under-store for the flight's pages and fills them into the
-// tier as they arrive.
+// fetch asks other workers, and then the under-store, for the flight's pages
+// and fills them into the tier as they arrive.
 func (f *fetcher) fetch(ctx context.Context, t *block.Ticket, fl *flight) error {
-	e := t.Geometry().PagesExtent(fl.first, fl.end)
+	first := fl.first
+	if f.peers != nil {
+		first = f.peers.fill(ctx, t, fl)
+	}
+	if first == fl.end {
+		return nil
+	}
+	e := t.Geometry().PagesExtent(first, fl.end)
 	m, release, err := f.mounts.use(ctx, t.MountID)
 	if err != nil {
 		return err
@@ -212,7 +220,7 @@ func (f *fetcher) fetch(ctx context.Context, t *block.Ticket, fl *flight) error 
 		return &unkeptError{err}
 	}
 	defer room.Release()
-	for page, cuts := fl.first, 0; ; cuts++ {
+	for page, cuts := first, 0; ; cuts++ {
 		reached, cut, err := f.receivePages(ctx, t, m, page, fl, h, room)
 		if err == nil || !cut || errs.KindOf(err) != errs.Unavailable || cuts == maxCuts {
 			return err

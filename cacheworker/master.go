@@ -259,22 +259,19 @@ func wait(ctx context.Context, d time.Duration) bool {
 // report sends a full report or one batch of changes.
 func (r *reporter) report(ctx context.Context, full bool) error {
 	if !full {
-		return r.send(ctx, &api.ReportBlocksRequest{Blocks: r.changes.take(reportBatch)})
+		return r.send(ctx, r.changes.take(reportBatch))
 	}
 	r.changes.takeFull()
 	defer r.changes.endFull()
-	part := &api.ReportBlocksRequest{FullFirst: true, FullPart: true}
-	for s := range r.self.blocks() {
-		if len(part.GetBlocks()) == fullPart {
-			if err := r.send(ctx, part); err != nil {
-				return err
-			}
-			part = &api.ReportBlocksRequest{FullPart: true}
+	left := locations(r.self.blocks())
+	for first := true; ; first = false {
+		n := min(len(left), fullPart)
+		part := &api.ReportBlocksRequest{FullFirst: first, FullPart: true, FullLast: n == len(left), Cached: left[:n]}
+		if err := r.send(ctx, part); err != nil || part.GetFullLast() {
+			return err
 		}
-		part.Blocks = append(part.Blocks, deltaOf(s))
+		left = left[n:]
 	}
-	part.FullLast = true
-	return r.send(ctx, part)
 }
 
 // send numbers a report and sends it. A master that does not know what came

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"millrace/api"
 	"millrace/block"
@@ -41,13 +42,16 @@ type fakeMaster struct {
 	sequence   uint64
 	wantFull   bool
 	inFull     bool
-	blocks     map[block.Key]int64
+	blocks     map[uint64]bool // by location hash: whole
+	finds      []*api.FindBlocksRequest
+	holders    []*api.Holder // of every block; also those that have none of it
+	findFails  error
 	lastBeat   *api.HeartbeatRequest
 	lastRegist *api.RegisterRequest
 }
 
 func newFakeMaster() *fakeMaster {
-	return &fakeMaster{cluster: "C1", blocks: make(map[block.Key]int64), wantFull: true}
+	return &fakeMaster{cluster: "C1", blocks: make(map[uint64]bool), wantFull: true}
 }
 
 func (m *fakeMaster) heartbeat(in *api.HeartbeatRequest) (*api.HeartbeatReply, error) {
@@ -105,19 +109,37 @@ func (m *fakeMaster) report(in *api.ReportBlocksRequest) (*api.ReportBlocksReply
 	case m.wantFull && !m.inFull:
 		return &api.ReportBlocksReply{NeedFull: true}, nil
 	}
-	for _, d := range in.GetBlocks() {
-		key := block.Key{File: block.FileID(d.GetFileId()), Index: d.GetIndex()}
-		if d.GetCachedBytes() == 0 {
-			delete(m.blocks, key)
-		} else {
-			m.blocks[key] = d.GetCachedBytes()
-		}
+	for _, l := range in.GetCached() {
+		m.blocks[location(l).hash()] = l&1 != 0
+	}
+	for _, h := range in.GetGone() {
+		delete(m.blocks, h)
 	}
 	if in.GetFullLast() {
 		m.wantFull, m.inFull = false, false
 		m.fulls++
 	}
 	return &api.ReportBlocksReply{}, nil
+}
+
+func (m *fakeMaster) find(in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.finds = append(m.finds, in)
+	if m.findFails != nil {
+		return nil, m.findFails
+	}
+	out := &api.FindBlocksReply{Workers: m.holders, Others: uint32(len(m.holders))}
+	for range in.GetBlocks() {
+		holders := &api.Holders{}
+		for i, h := range m.holders {
+			if h.GetId() != in.GetWorkerId() {
+				holders.Workers = append(holders.Workers, uint32(i))
+			}
+		}
+		out.Blocks = append(out.Blocks, holders)
+	}
+	return out, nil
 }
 
 // set changes the master under its lock.
@@ -134,7 +156,7 @@ func (m *fakeMaster) count(n *int) int {
 	return *n
 }
 
-func (m *fakeMaster) blockMap() map[block.Key]int64 {
+func (m *fakeMaster) blockMap() map[uint64]bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return maps.Clone(m.blocks)
@@ -160,8 +182,8 @@ type fakeSelf struct {
 	mu      sync.Mutex
 	cluster string
 	known   bool
-	version uint64 // of the mount table
-	cached  map[block.Key]int64
+	version uint64              // of the mount table
+	cached  map[block.Key]int64 // wholeBytes of them are all
 	r       *reporter
 }
 
@@ -197,17 +219,33 @@ func (s *fakeSelf) isKnown() bool {
 	return s.known
 }
 
+// wholeBytes make a block of a fakeSelf whole.
+const wholeBytes = 10
+
+func (s *fakeSelf) state(k block.Key) tier.BlockState {
+	n := s.cached[k]
+	return tier.BlockState{File: k.File, Index: k.Index, CachedBytes: n, Whole: n == wholeBytes}
+}
+
+// told is what masters should know.
+func (s *fakeSelf) told() map[uint64]bool { return told(s.blocks()) }
+
+func told(blocks iter.Seq[tier.BlockState]) map[uint64]bool {
+	all := make(map[uint64]bool)
+	for b := range blocks {
+		all[block.Key{File: b.File, Index: b.Index}.LocationHash()] = b.Whole
+	}
+	return all
+}
+
 func (s *fakeSelf) blocks() iter.Seq[tier.BlockState] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := maps.Clone(s.cached)
-	return func(yield func(tier.BlockState) bool) {
-		for k, n := range all {
-			if !yield(tier.BlockState{File: k.File, Index: k.Index, CachedBytes: n}) {
-				return
-			}
-		}
+	all := make([]tier.BlockState, 0, len(s.cached))
+	for k := range s.cached {
+		all = append(all, s.state(k))
 	}
+	return slices.Values(all)
 }
 
 // put changes a block and tells the reporter.
@@ -220,7 +258,7 @@ func (s *fakeSelf) put(i int, n int64) {
 	} else {
 		s.cached[key] = n
 	}
-	s.r.changes.note(tier.BlockState{File: key.File, Index: key.Index, CachedBytes: n})
+	s.r.changes.note(s.state(key))
 }
 
 // reporting runs a reporter in a bubble of synctest.
@@ -327,7 +365,7 @@ func TestReporterAtAFollower(t *testing.T) {
 		if s.isKnown() || m.count(&m.beats) < 3 {
 			t.Errorf("known %v after %d beats", s.isKnown(), m.count(&m.beats))
 		}
-		if d := cmp.Diff(s.cached, m.blockMap()); d != "" {
+		if d := cmp.Diff(s.told(), m.blockMap()); d != "" {
 			t.Errorf("a follower's block map: %s", d)
 		}
 		m.set(func() { m.known = true }) // the leader has told it
@@ -355,7 +393,7 @@ func TestReports(t *testing.T) {
 		start := 0
 		same := func(what string, fulls int) {
 			t.Helper()
-			if got := m.blockMap(); !maps.Equal(s.cached, got) {
+			if got := m.blockMap(); !maps.Equal(s.told(), got) {
 				t.Errorf("%s: the master has %d blocks, the worker %d", what, len(got), len(s.cached))
 			}
 			if n := m.count(&m.fulls) - start; n != fulls {
@@ -428,9 +466,15 @@ func TestChangesAreBounded(t *testing.T) {
 	}
 	c.takeFull()
 	c.note(tier.BlockState{Index: 1, CachedBytes: 4})
+	c.note(tier.BlockState{Index: 1, CachedBytes: 5, Whole: true})
+	c.note(tier.BlockState{Index: 2, CachedBytes: 4})
+	c.note(tier.BlockState{Index: 2})
 	got := c.take(5)
-	if len(got) != 1 || got[0].GetCachedBytes() != 4 || !slices.Equal(got[0].GetFileId(), make([]byte, 16)) {
-		t.Errorf("took %v", got)
+	want := &api.ReportBlocksRequest{
+		Cached: []uint64{block.Key{Index: 1}.LocationHash() | 1}, Gone: []uint64{block.Key{Index: 2}.LocationHash()},
+	}
+	if !proto.Equal(got, want) {
+		t.Errorf("took %v, want %v", got, want)
 	}
 	if full, n := c.due(); full || n != 0 {
 		t.Errorf("in the end: full %v, %d changes", full, n)

@@ -1,6 +1,8 @@
 package cacheworker
 
 import (
+	"iter"
+	"slices"
 	"sync"
 
 	"millrace/api"
@@ -8,11 +10,35 @@ import (
 	"millrace/tier"
 )
 
-// The sizes of block reports, in blocks.
+// The sizes of block reports, in blocks, eight bytes each.
 const (
-	reportBatch = 1000 // of a delta
-	fullPart    = 5000 // of a part of a full report
+	reportBatch = 1000   // of a delta
+	fullPart    = 50_000 // of a part of a full report
 )
+
+// location is what is reported of a block that is cached: its hash, and in the
+// lowest bit, which hashes have clear, that all of it is.
+type location uint64
+
+func locationOf(s tier.BlockState) location {
+	l := location(block.Key{File: s.File, Index: s.Index}.LocationHash())
+	if s.Whole {
+		l |= 1
+	}
+	return l
+}
+
+func (l location) hash() uint64 { return uint64(l &^ 1) }
+
+// locations returns what a full report tells, in its order.
+func locations(blocks iter.Seq[tier.BlockState]) []uint64 {
+	var all []uint64
+	for s := range blocks {
+		all = append(all, uint64(locationOf(s)))
+	}
+	slices.Sort(all)
+	return all
+}
 
 // changes gathers what one master has not been told of the cached blocks:
 // the last state of each block that changed, or that a full report is due.
@@ -20,18 +46,23 @@ type changes struct {
 	bound int
 
 	mu      sync.Mutex
-	pending map[block.Key]tier.BlockState
+	pending map[uint64]change // by location hash
 	full    bool
 	begun   uint64        // full reports
 	ended   uint64        // of them
 	wake    chan struct{} // one element when there is something to tell
 }
 
-// newChanges begins with a full report.
+// change is the last state of a block.
+type change struct {
+	at     location
+	cached bool
+}
+
+// newChanges begins with nothing to tell: a master that does not know the
+// worker asks for a full report, when it can take one.
 func newChanges(bound int) *changes {
-	c := &changes{bound: bound, wake: make(chan struct{}, 1), full: true}
-	c.poke()
-	return c
+	return &changes{bound: bound, wake: make(chan struct{}, 1)}
 }
 
 func (c *changes) poke() {
@@ -45,14 +76,14 @@ func (c *changes) poke() {
 func (c *changes) note(s tier.BlockState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	key := block.Key{File: s.File, Index: s.Index}
-	if _, known := c.pending[key]; !known && len(c.pending) >= c.bound {
+	at := locationOf(s)
+	if _, known := c.pending[at.hash()]; !known && len(c.pending) >= c.bound {
 		c.full, c.pending = true, nil
 	}
 	if c.pending == nil {
-		c.pending = make(map[block.Key]tier.BlockState)
+		c.pending = make(map[uint64]change)
 	}
-	c.pending[key] = s
+	c.pending[at.hash()] = change{at: at, cached: s.CachedBytes > 0}
 	c.poke()
 }
 
@@ -107,24 +138,24 @@ func (c *changes) endFull() {
 	c.ended = c.begun
 }
 
-// take removes and returns up to n changes.
-func (c *changes) take(n int) []*api.BlockDelta {
+// take removes up to n changes and returns them as a report.
+func (c *changes) take(n int) *api.ReportBlocksRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]*api.BlockDelta, 0, min(n, len(c.pending)))
-	for key, s := range c.pending {
-		if len(out) == n {
+	out := &api.ReportBlocksRequest{}
+	for hash, last := range c.pending {
+		if len(out.GetCached())+len(out.GetGone()) == n {
 			break
 		}
-		delete(c.pending, key)
-		out = append(out, deltaOf(s))
+		delete(c.pending, hash)
+		if last.cached {
+			out.Cached = append(out.Cached, uint64(last.at))
+		} else {
+			out.Gone = append(out.Gone, hash)
+		}
 	}
 	if len(c.pending) > 0 {
 		c.poke()
 	}
 	return out
-}
-
-func deltaOf(s tier.BlockState) *api.BlockDelta {
-	return &api.BlockDelta{FileId: s.File[:], Index: s.Index, CachedBytes: s.CachedBytes, Whole: s.Whole}
 }

@@ -45,11 +45,22 @@ func (m grpcMaster) ReportBlocks(_ context.Context, in *api.ReportBlocksRequest)
 	return m.report(in)
 }
 
+// locationMaster is the same for who asks where blocks are.
+type locationMaster struct {
+	api.UnimplementedLocationServiceServer
+	m *fakeMaster
+}
+
+func (m locationMaster) FindBlocks(_ context.Context, in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
+	return m.m.find(in)
+}
+
 func startMaster(t *testing.T, m *fakeMaster) (addr string) {
 	t.Helper()
 	l := listen(t, "tcp", "127.0.0.1:0")
 	s := grpc.NewServer(grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor))
 	api.RegisterWorkerRegistryServiceServer(s, grpcMaster{fakeMaster: m})
+	api.RegisterLocationServiceServer(s, locationMaster{m: m})
 	var g sync.WaitGroup
 	g.Go(func() {
 		if err := s.Serve(l); err != nil {
@@ -120,11 +131,7 @@ func TestWorkerAndMasters(t *testing.T) {
 	r.mustRead(tk, tk.Geometry().Whole())
 
 	// Both masters learn of the blocks.
-	want := make(map[block.Key]int64)
-	blocks, _ := r.tier.Cached(tk.FileID)
-	for _, b := range blocks {
-		want[block.Key{File: b.File, Index: b.Index}] = b.CachedBytes
-	}
+	want := told(r.tier.Blocks())
 	for _, m := range []*fakeMaster{leader, follower} {
 		eventually(t, "block map", func() bool { return maps.Equal(want, m.blockMap()) })
 	}
@@ -399,11 +406,7 @@ func TestStopTellsTheMasters(t *testing.T) {
 	down.set(func() { down.down = true })
 	tk := r.store.put("f", "v1", 3*mib)
 	r.mustRead(tk, tk.Geometry().Whole())
-	want := make(map[block.Key]int64)
-	blocks, _ := r.tier.Cached(tk.FileID)
-	for _, b := range blocks {
-		want[block.Key{File: b.File, Index: b.Index}] = b.CachedBytes
-	}
+	want := told(r.tier.Blocks())
 	if maps.Equal(want, m.blockMap()) {
 		t.Fatal("it was told before the stop")
 	}

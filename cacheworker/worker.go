@@ -123,8 +123,10 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	return w, nil
 }
 
-// dialMasters makes a reporter for each master; connections open at first use.
+// dialMasters makes a reporter for each master, of whom the fetcher asks who
+// else has blocks; connections open at first use.
 func (w *Worker) dialMasters() error {
+	var finders []finder
 	for _, addr := range w.deps.Masters {
 		conn, err := grpc.NewClient(addr,
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -146,7 +148,9 @@ func (w *Worker) dialMasters() error {
 		}
 		w.conns = append(w.conns, conn)
 		w.reporters = append(w.reporters, newReporter(addr, api.NewWorkerRegistryServiceClient(conn), w, w.cfg, w.log))
+		finders = append(finders, api.NewLocationServiceClient(conn))
 	}
+	w.fetcher.peers = newPeers(w.cfg, w, finders)
 	return nil
 }
 
@@ -254,6 +258,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if !w.fetcher.stop(stopPatience) {
 		w.log.Warn("requests to under-stores do not end and are left behind", "after", stopPatience)
 	}
+	w.fetcher.peers.close()
 	if !w.mounts.close(stopPatience) {
 		w.log.Warn("under-stores are still in use and are left open", "after", stopPatience)
 	}

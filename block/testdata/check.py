@@ -192,6 +192,14 @@ def check_placement():
             check("placement, " + p["name"], got, k["owners"])
 
 
+# Locations
+
+def check_locations():
+    for v in load("location.json"):
+        got = xxh64(bytes.fromhex(v["file_id"]) + struct.pack("<I", v["index"])) & ~1
+        check("location", str(got), v["hash"])
+
+
 # Checksums
 
 def crc32c(b):
@@ -212,6 +220,7 @@ check_file_ids()
 check_tickets()
 check_geometry()
 check_placement()
+check_locations()
 check_checksums()
 print(f"{checked} vectors checked, {failed} differ")
 sys.exit(1 if failed else 0)

@@ -3,7 +3,9 @@ package blockmap
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"millrace/block"
 )
@@ -13,19 +15,22 @@ const reportBlocks = 10_000
 
 // reports are full reports of n blocks.
 func reports(n int) []Report {
-	var out []Report
-	for at := 0; at < n; at += reportBlocks {
-		r := Report{Epoch: 1, Sequence: uint64(len(out) + 1), First: at == 0, Part: true}
-		for i := at; i < min(n, at+reportBlocks); i++ {
-			k := block.Key{}
-			binary.LittleEndian.PutUint64(k.File[:], uint64(i))
-			r.Blocks = append(r.Blocks, Delta{Key: k, Cached: true, Whole: true})
-		}
-		out = append(out, r)
+	all := make([]uint64, n)
+	for i := range all {
+		all[i] = keyOf(i).LocationHash() | wholeBit
 	}
-	out[0].Part = false
+	slices.Sort(all)
+	var out []Report
+	for part := range slices.Chunk(all, reportBlocks) {
+		out = append(out, Report{Epoch: 1, Sequence: uint64(len(out) + 1), First: len(out) == 0, Part: true, Cached: part})
+	}
 	out[len(out)-1].Last = true
 	return out
+}
+
+func keyOf(i int) (k block.Key) {
+	binary.LittleEndian.PutUint64(k.File[:], uint64(i))
+	return k
 }
 
 // BenchmarkFullReport takes in all that a worker has.
@@ -35,7 +40,7 @@ func BenchmarkFullReport(b *testing.B) {
 			all := reports(n)
 			b.ReportAllocs()
 			for b.Loop() {
-				m := New()
+				m := New(time.Now)
 				for _, r := range all {
 					if m.Apply("w", r) {
 						b.Fatal("the report did not fit")
@@ -52,7 +57,7 @@ func BenchmarkFullReport(b *testing.B) {
 
 // BenchmarkLocations asks where blocks are that some of 10 workers have.
 func BenchmarkLocations(b *testing.B) {
-	m, all := New(), reports(100_000)
+	m, all := New(time.Now), reports(100_000)
 	for w := range 10 {
 		for _, r := range all {
 			m.Apply(block.WorkerID(fmt.Sprint("w", w)), r)
@@ -60,8 +65,6 @@ func BenchmarkLocations(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		var k block.Key
-		binary.LittleEndian.PutUint64(k.File[:], uint64(i%200_000))
-		m.Locations(k)
+		m.Locations(keyOf(i % 200_000).LocationHash())
 	}
 }

@@ -4,7 +4,9 @@
 //
 // A worker's reports form a numbered stream (worker ID, start epoch,
 // sequence). A new epoch or a gap makes the map ask for a full report; until
-// that came, what it knows of the worker may be old.
+// that came, what it knows of the worker may be old. It asks a few workers at
+// a time: those that all have to tell everything, as after a restart of the
+// master, do so one after the other.
 //
 // Invariants: reports of one worker are applied in their order or not at all;
 // what is known of a worker is forgotten as a whole, at the first part of a
@@ -12,22 +14,11 @@
 package blockmap
 
 import (
-	"encoding/binary"
 	"sync"
-
-	"github.com/cespare/xxhash/v2"
+	"time"
 
 	"millrace/block"
 )
-
-// Delta is a change of one cached block of a worker.
-type Delta struct {
-	Key block.Key
-	// Cached says that at least some bytes of the block are cached.
-	Cached bool
-	// Whole says that all of them are.
-	Whole bool
-}
 
 // Report is one message of a worker's stream.
 type Report struct {
@@ -36,8 +27,19 @@ type Report struct {
 	// First opens a full report, Part goes on with it, Last ends it; a delta
 	// is none of them.
 	First, Part, Last bool
-	Blocks            []Delta
+	// Cached and Gone are blocks by their location hash, see
+	// block.Key.LocationHash. The lowest bit of those that are cached says that
+	// all bytes of the block are. In a full report they should ascend.
+	Cached, Gone []uint64
 }
+
+const (
+	// fullsAtOnce is how many workers are asked for a full report at a time.
+	fullsAtOnce = 8
+	// fullPatience is how long one that was asked may be silent before another
+	// one is asked in its place.
+	fullPatience = 10 * time.Second
+)
 
 // Location is one worker that may hold a block.
 type Location struct {
@@ -47,8 +49,11 @@ type Location struct {
 
 // Map is the block map of one master. It is safe for concurrent use.
 type Map struct {
+	now func() time.Time
+
 	mu      sync.RWMutex
 	workers map[block.WorkerID]*worker
+	asked   map[block.WorkerID]time.Time // for a full report; when it was or last went on
 }
 
 // worker is what is known of one worker.
@@ -59,51 +64,63 @@ type worker struct {
 	blocks set
 }
 
-// New returns an empty map.
-func New() *Map { return &Map{workers: make(map[block.WorkerID]*worker)} }
-
-func hash(k block.Key) uint64 {
-	var b [20]byte
-	copy(b[:], k.File[:])
-	binary.LittleEndian.PutUint32(b[16:], k.Index)
-	return xxhash.Sum64(b[:])
+// New returns an empty map. now tells the time.
+func New(now func() time.Time) *Map {
+	return &Map{now: now, workers: make(map[block.WorkerID]*worker), asked: make(map[block.WorkerID]time.Time)}
 }
 
-// Apply applies a report, or drops it and returns that a full report is
-// needed. A report that came before is ignored.
+// Apply applies a report, or drops it: needFull says that a full report is
+// wanted, now. A report that came before is ignored.
 func (m *Map) Apply(id block.WorkerID, r Report) (needFull bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	w := m.workers[id]
-	if r.First {
-		if w != nil && w.epoch == r.Epoch && r.Sequence < w.next {
-			return !w.synced && !w.inFull()
-		}
+	if r.First && (w == nil || w.epoch != r.Epoch || r.Sequence >= w.next) {
 		w = &worker{epoch: r.Epoch, next: r.Sequence}
 		m.workers[id] = w
 	}
 	switch {
 	case w == nil, r.Epoch != w.epoch:
-		return true
-	case r.Sequence < w.next:
-		return w.needFull() // a repetition
+		return m.ask(id)
+	case r.Sequence < w.next: // a repetition
+		return w.needFull() && m.ask(id)
 	case r.Sequence > w.next, w.needFull():
 		w.next = 0
 		w.synced = false
-		return true
+		return m.ask(id)
 	}
 	w.next = r.Sequence + 1
-	for _, d := range r.Blocks {
-		if d.Cached {
-			w.blocks.put(hash(d.Key), d.Whole)
-		} else {
-			w.blocks.remove(hash(d.Key))
-		}
+	for _, l := range r.Cached {
+		w.blocks.put(l)
 	}
-	if r.Last {
+	for _, h := range r.Gone {
+		w.blocks.remove(h)
+	}
+	switch {
+	case r.Last:
 		w.synced = true
+		w.blocks.settle()
+		delete(m.asked, id)
+	case w.inFull():
+		m.asked[id] = m.now()
 	}
 	return false
+}
+
+// ask reports whether the worker may be asked for a full report now, and notes
+// that it is. The lock is held.
+func (m *Map) ask(id block.WorkerID) bool {
+	now := m.now()
+	for other, at := range m.asked {
+		if now.Sub(at) > fullPatience {
+			delete(m.asked, other)
+		}
+	}
+	if _, ok := m.asked[id]; !ok && len(m.asked) >= fullsAtOnce {
+		return false
+	}
+	m.asked[id] = now
+	return true
 }
 
 // inFull reports whether a full report has begun and goes on.
@@ -113,12 +130,12 @@ func (w *worker) inFull() bool { return !w.synced && w.next != 0 }
 func (w *worker) needFull() bool { return !w.synced && !w.inFull() }
 
 // NeedFull reports whether the worker, which started at that epoch, should
-// send a full report.
+// send a full report now.
 func (m *Map) NeedFull(id block.WorkerID, epoch uint64) bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	w := m.workers[id]
-	return w == nil || w.epoch != epoch || w.needFull()
+	return (w == nil || w.epoch != epoch || w.needFull()) && m.ask(id)
 }
 
 // Drop forgets a worker.
@@ -126,16 +143,17 @@ func (m *Map) Drop(id block.WorkerID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.workers, id)
+	delete(m.asked, id)
 }
 
-// Locations returns the workers that may hold the block, in no order.
-func (m *Map) Locations(k block.Key) []Location {
-	h := hash(k)
+// Locations returns the workers that may hold the block of that location hash,
+// in no order.
+func (m *Map) Locations(hash uint64) []Location {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	var found []Location
 	for id, w := range m.workers {
-		if whole, ok := w.blocks.lookup(h); ok {
+		if whole, ok := w.blocks.lookup(hash); ok {
 			found = append(found, Location{Worker: id, Whole: whole})
 		}
 	}

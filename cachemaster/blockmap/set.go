@@ -32,15 +32,29 @@ const (
 	mergeShare   = 16
 )
 
-func (s *set) put(h uint64, isWhole bool) {
+// put enters a location: a hash, with wholeBit if the block is whole. Those of
+// a full report come in ascending order and make the run as they come.
+func (s *set) put(location uint64) {
+	if len(s.changes) == 0 && (len(s.run) == 0 || location&^wholeBit > s.run[len(s.run)-1]) {
+		s.run = append(s.run, location)
+		s.count++
+		return
+	}
 	c := partial
-	if isWhole {
+	if location&wholeBit != 0 {
 		c = whole
 	}
-	s.change(h&^wholeBit, c)
+	s.change(location&^wholeBit, c)
 }
 
-func (s *set) remove(h uint64) { s.change(h&^wholeBit, removed) }
+// settle gives back the room that a run which has grown has left.
+func (s *set) settle() {
+	if cap(s.run)-len(s.run) > len(s.run)/mergeShare {
+		s.run = append(make([]uint64, 0, len(s.run)), s.run...)
+	}
+}
+
+func (s *set) remove(hash uint64) { s.change(hash&^wholeBit, removed) }
 
 func (s *set) change(h uint64, to change) {
 	from := s.state(h)

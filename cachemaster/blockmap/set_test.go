@@ -3,8 +3,16 @@ package blockmap
 import (
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"testing"
 )
+
+func location(h uint64, isWhole bool) uint64 {
+	if isWhole {
+		return h | wholeBit
+	}
+	return h
+}
 
 // TestSetIsAMap holds a set against a map, through many merges.
 func TestSetIsAMap(t *testing.T) {
@@ -27,7 +35,7 @@ func TestSetIsAMap(t *testing.T) {
 			s.remove(h)
 			delete(model, h)
 		} else {
-			s.put(h, isWhole)
+			s.put(location(h, isWhole))
 			model[h] = isWhole
 		}
 		if len(s.changes) < before {
@@ -61,11 +69,11 @@ func TestSetIsSmall(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	var s set
 	for range locations {
-		s.put(rand.Uint64(), true)
+		s.put(rand.Uint64() | wholeBit)
 	}
 	// As much as may gather before the next merge.
 	for i := 0; len(s.changes) < len(s.run)/mergeShare-1; i++ {
-		s.put(s.run[i], false)
+		s.put(s.run[i] &^ wholeBit)
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -83,10 +91,11 @@ func BenchmarkReport(b *testing.B) {
 	for i := range hashes {
 		hashes[i] = rand.Uint64()
 	}
+	slices.Sort(hashes)
 	for b.Loop() {
 		var s set
 		for _, h := range hashes {
-			s.put(h, true)
+			s.put(h | wholeBit)
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(hashes)), "ns/block")
@@ -98,7 +107,7 @@ func BenchmarkLookup(b *testing.B) {
 	hashes := make([]uint64, 1_000_000)
 	for i := range hashes {
 		hashes[i] = rand.Uint64()
-		s.put(hashes[i], true)
+		s.put(hashes[i] | wholeBit)
 	}
 	for i := 0; b.Loop(); i++ {
 		s.lookup(hashes[i%len(hashes)])

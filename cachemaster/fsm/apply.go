@@ -18,10 +18,6 @@ const (
 	FinishedHistory = 100  // final jobs that are kept
 )
 
-// wholeFileShare is the part of the smallest worker directory up to which a
-// file has one owner: an eighth.
-const wholeFileShare = 8
-
 // Result is the answer to a command. Exactly one of Err and the fields that
 // belong to the command is set; a command without an answer of its own leaves
 // all of them empty.
@@ -57,6 +53,10 @@ func apply(s *State, w writer, index uint64, c *Command) Result {
 		return removeUFS(s, w, index, c.RemoveUFS)
 	case c.RegisterWorker != nil:
 		return registerWorker(s, w, c.RegisterWorker)
+	case c.DrainWorker != nil:
+		return drainWorker(s, w, c.DrainWorker)
+	case c.ForgetWorker != nil:
+		return forgetWorker(s, w, c.ForgetWorker)
 	case c.SubmitJob != nil:
 		return submitJob(s, w, index, c.SubmitJob)
 	case c.ProgressJob != nil:
@@ -120,36 +120,6 @@ func removeUFS(s *State, w writer, index uint64, c *RemoveUFS) Result {
 // Below reports whether path is dir or lies below it. Both are clean.
 func Below(path, dir string) bool {
 	return dir == "/" || path == dir || (strings.HasPrefix(path, dir) && path[len(dir)] == '/')
-}
-
-func registerWorker(s *State, w writer, c *RegisterWorker) Result {
-	old, known := s.Workers[c.Worker.ID]
-	if !known && len(s.Workers) >= MaxWorkers {
-		return Result{Err: errs.E(errs.NoSpace, "register worker", c.Worker.ID, fmt.Errorf("there are %d workers, which is the bound", MaxWorkers))}
-	}
-	s.Workers[c.Worker.ID] = c.Worker
-	limit := WholeFileLimit(s.Workers, c.WholeFileLimit)
-	if !known || old.CapacityBytes != c.Worker.CapacityBytes || limit != s.WholeFileLimit {
-		s.PlacementEpoch++
-	}
-	s.WholeFileLimit = limit
-	w.put(tableWorkers, c.Worker.ID, c.Worker)
-	return Result{}
-}
-
-// WholeFileLimit returns the length up to which a file has one owner, among
-// those workers: override, or an eighth of the smallest cache directory.
-func WholeFileLimit(workers map[string]Worker, override int64) int64 {
-	if override > 0 {
-		return override
-	}
-	var smallest int64
-	for _, w := range workers {
-		if w.SmallestDirBytes > 0 && (smallest == 0 || w.SmallestDirBytes < smallest) {
-			smallest = w.SmallestDirBytes
-		}
-	}
-	return smallest / wholeFileShare
 }
 
 // The states that a job's record may have. They are those of package loadjob,

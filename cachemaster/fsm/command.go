@@ -33,6 +33,8 @@ type Command struct {
 	AddUFS         *AddUFS         `json:"add_ufs,omitempty"`
 	RemoveUFS      *RemoveUFS      `json:"remove_ufs,omitempty"`
 	RegisterWorker *RegisterWorker `json:"register_worker,omitempty"`
+	DrainWorker    *DrainWorker    `json:"drain_worker,omitempty"`
+	ForgetWorker   *ForgetWorker   `json:"forget_worker,omitempty"`
 	SubmitJob      *SubmitJob      `json:"submit_job,omitempty"`
 	ProgressJob    *ProgressJob    `json:"progress_job,omitempty"`
 }
@@ -63,6 +65,20 @@ type RegisterWorker struct {
 	// WholeFileLimit overrides the limit that follows from the workers'
 	// directories, in bytes; 0 does not.
 	WholeFileLimit int64 `json:"whole_file_limit,omitempty"`
+}
+
+// DrainWorker makes a worker own no blocks any more, or, with Draining false,
+// its share again.
+type DrainWorker struct {
+	ID             string `json:"id"`
+	Draining       bool   `json:"draining"`
+	WholeFileLimit int64  `json:"whole_file_limit,omitempty"` // as in RegisterWorker
+}
+
+// ForgetWorker takes a worker off the registry.
+type ForgetWorker struct {
+	ID             string `json:"id"`
+	WholeFileLimit int64  `json:"whole_file_limit,omitempty"` // as in RegisterWorker
 }
 
 // SubmitJob enters a load job.
@@ -126,7 +142,7 @@ func (c Command) validate() error {
 	n := 0
 	for _, set := range []bool{
 		c.Bootstrap != nil, c.RegisterMaster != nil, c.AddUFS != nil, c.RemoveUFS != nil,
-		c.RegisterWorker != nil, c.SubmitJob != nil, c.ProgressJob != nil,
+		c.RegisterWorker != nil, c.DrainWorker != nil, c.ForgetWorker != nil, c.SubmitJob != nil, c.ProgressJob != nil,
 	} {
 		if set {
 			n++

@@ -40,6 +40,10 @@ func samples() []Command {
 			ID: "w1", Addresses: Addresses{GRPC: "h:1", Data: "h:2", HTTP: "h:3", UnixSocket: "/run/w", BootID: "b"},
 			CapacityBytes: 1 << 30, SmallestDirBytes: 1 << 29,
 		}}},
+		{RegisterWorker: &RegisterWorker{Worker: Worker{ID: "w2", CapacityBytes: 1 << 30, SmallestDirBytes: 1 << 28}}},
+		{DrainWorker: &DrainWorker{ID: "w2", Draining: true}},
+		{RegisterWorker: &RegisterWorker{Worker: Worker{ID: "w3"}, WholeFileLimit: 1 << 20}},
+		{ForgetWorker: &ForgetWorker{ID: "w3"}},
 		{Key: "k3", SubmitJob: &SubmitJob{ID: "01JOB", Paths: []Path{"/a", "/b\x80"}, StartedMillis: 1700000000000}},
 		{ProgressJob: &ProgressJob{
 			ID: "01JOB", State: JobRunning, Cursor: Cursor{PathIndex: 1, After: "/b\x80/c"},
@@ -358,6 +362,8 @@ func randomCommand(r *rapid.T) Command {
 		{Key: key, AddUFS: &AddUFS{Path: path, URI: "u" + id, Freshness: FreshNever, BlockSize: 1}},
 		{Key: key, RemoveUFS: &RemoveUFS{Path: path}},
 		{RegisterWorker: &RegisterWorker{Worker: Worker{ID: id, CapacityBytes: int64(len(path)), SmallestDirBytes: int64(len(path)) * 8}}},
+		{DrainWorker: &DrainWorker{ID: id, Draining: len(path) > 1}},
+		{ForgetWorker: &ForgetWorker{ID: id}},
 		{Key: key, SubmitJob: &SubmitJob{ID: id, Paths: []Path{path}}},
 		{ProgressJob: &ProgressJob{ID: id, State: JobFailed, FinishedMillis: int64(len(path) - 1)}},
 	}).Draw(r, "command")

@@ -48,6 +48,8 @@ type Worker struct {
 	CapacityBytes int64     `json:"capacity_bytes"`
 	// SmallestDirBytes is the capacity of its smallest cache directory.
 	SmallestDirBytes int64 `json:"smallest_dir_bytes"`
+	// Draining says that it owns no blocks: it is to leave.
+	Draining bool `json:"draining,omitempty"`
 }
 
 // Master is a master that has led.
@@ -143,6 +145,9 @@ func (s *State) mountIndex(path Path) (int, bool) {
 func (s *State) Placement() block.Placement {
 	p := block.Placement{Epoch: s.PlacementEpoch, WholeFileLimit: s.WholeFileLimit}
 	for _, id := range slices.Sorted(maps.Keys(s.Workers)) {
+		if s.Workers[id].Draining {
+			continue
+		}
 		p.Workers = append(p.Workers, block.PlacedWorker{
 			ID: block.WorkerID(id), Weight: uint64(max(s.Workers[id].CapacityBytes, 0)),
 		})

@@ -1,0 +1,131 @@
+package cacheworker
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"millrace/api"
+	"millrace/block"
+)
+
+const (
+	// locateTimeout bounds one question to a master: what it would save, the
+	// under-store has as well.
+	locateTimeout = 250 * time.Millisecond
+	// locatePause is for how long nobody is asked after a master did not
+	// answer, or said that there is no other worker.
+	locatePause = time.Second
+	// locateBatch bounds the blocks of one question.
+	locateBatch = 1024
+)
+
+// finder is what the worker asks of a master about others.
+type finder interface {
+	FindBlocks(ctx context.Context, in *api.FindBlocksRequest, opts ...grpc.CallOption) (*api.FindBlocksReply, error)
+}
+
+// locator asks the masters who else has blocks. There is one question at a
+// time: what is wanted meanwhile goes with the next one, so that many small
+// files cost few calls. An answer is a hint, and so is none.
+type locator struct {
+	masters []finder
+	self    block.WorkerID
+	log     *slog.Logger
+	turn    chan struct{} // held by who asks
+
+	mu    sync.Mutex
+	next  *question
+	first int       // of masters, who is asked
+	quiet time.Time // nobody is asked before
+	epoch uint64    // of the placement when that was decided
+}
+
+// question is what is asked of a master at a time.
+type question struct {
+	hashes []uint64
+	done   chan struct{}
+	reply  *api.FindBlocksReply // nil if there is none; written before done
+}
+
+func newLocator(masters []finder, self block.WorkerID, log *slog.Logger) *locator {
+	return &locator{masters: masters, self: self, log: log, turn: make(chan struct{}, 1)}
+}
+
+// find returns live workers that should have all of a block. epoch is that of
+// the placement: a new one may be a new worker's.
+func (l *locator) find(ctx context.Context, k block.Key, epoch uint64) []*api.Holder {
+	q, at, mine := l.join(k.LocationHash(), epoch)
+	switch {
+	case q == nil:
+		return nil
+	case mine:
+		l.ask(ctx, q, epoch)
+	default:
+		select {
+		case <-q.done:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	if at >= len(q.reply.GetBlocks()) {
+		return nil
+	}
+	var found []*api.Holder
+	for _, i := range q.reply.GetBlocks()[at].GetWorkers() {
+		if int(i) < len(q.reply.GetWorkers()) {
+			found = append(found, q.reply.GetWorkers()[i])
+		}
+	}
+	return found
+}
+
+// join enters a block in the next question. mine is true for who is to ask it.
+func (l *locator) join(hash, epoch uint64) (q *question, at int, mine bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.masters) == 0 || (epoch == l.epoch && time.Now().Before(l.quiet)) {
+		return nil, 0, false
+	}
+	if l.next == nil || len(l.next.hashes) == locateBatch {
+		l.next, mine = &question{done: make(chan struct{})}, true
+	}
+	l.next.hashes = append(l.next.hashes, hash)
+	return l.next, len(l.next.hashes) - 1, mine
+}
+
+// ask waits for its turn and asks q.
+func (l *locator) ask(ctx context.Context, q *question, epoch uint64) {
+	defer close(q.done)
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	if l.next == q {
+		l.next = nil // it is complete
+	}
+	master := l.masters[l.first%len(l.masters)]
+	l.mu.Unlock()
+	within, cancel := context.WithTimeout(ctx, locateTimeout)
+	defer cancel()
+	reply, err := master.FindBlocks(within, &api.FindBlocksRequest{WorkerId: string(l.self), Blocks: q.hashes})
+	if ctx.Err() != nil {
+		return // which says nothing about the master
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.log.Debug("asking who has blocks", "err", err)
+		l.first++
+	}
+	if err != nil || reply.GetOthers() == 0 {
+		l.quiet, l.epoch = time.Now().Add(locatePause), epoch
+		return
+	}
+	q.reply = reply
+}

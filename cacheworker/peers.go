@@ -1,0 +1,326 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"millrace/api"
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+const (
+	// peerTries bounds the workers that one flight asks for a block.
+	peerTries = 2
+	// peerPatience bounds one request to a worker, connecting included, of
+	// chunkSize bytes that it has in its cache.
+	peerPatience = time.Second
+	// A worker that failed is not asked for doubtLeast, and twice as long each
+	// time that it fails again, up to doubtMost.
+	doubtLeast = time.Second
+	doubtMost  = 30 * time.Second
+	// maxPeers bounds the workers to which there is a connection.
+	maxPeers = 256
+)
+
+// peers has pages from other workers that cache them: what was cached before
+// a worker joined or another was drained comes from there, not from the
+// under-store. They are asked for what they have and no more (CACHED_ONLY), so
+// that nobody waits for a worker that itself waits for another one. Whatever
+// goes wrong, the under-store is asked; a worker that has nothing says so at
+// once.
+type peers struct {
+	locator  *locator
+	tier     *tier.Store
+	gate     *gate
+	share    *share // of the gate
+	config   blockio.ClientConfig
+	epoch    func() uint64 // of the placement
+	counters *counters
+	log      *slog.Logger
+
+	mu     sync.Mutex
+	closed bool
+	known  map[block.WorkerID]*peer
+}
+
+// peer is another worker at one address.
+type peer struct {
+	address string
+	turn    chan struct{} // held by who dials
+
+	// Guarded by the lock of peers.
+	conn    *blockio.Conn // nil: none yet
+	used    time.Time
+	doubt   time.Duration // how long it was last not asked; 0: it answered
+	avoided time.Time     // it is not asked before
+}
+
+func newPeers(cfg Config, w *Worker, masters []finder) *peers {
+	self := w.identity.current().WorkerID
+	config := blockio.DefaultClientConfig()
+	config.WorkerID = string(self)
+	return &peers{
+		locator: newLocator(masters, self, w.log), tier: w.tier, gate: w.fetcher.inflight,
+		share: &share{most: int64(cfg.FetchConcurrency)}, config: config,
+		epoch:    func() uint64 { return w.placement.Load().GetEpoch() },
+		counters: w.counters, log: w.log, known: make(map[block.WorkerID]*peer),
+	}
+}
+
+// fill has pages of the flight from other workers, publishes them, and returns
+// the first one that is left for the under-store.
+func (p *peers) fill(ctx context.Context, t *block.Ticket, fl *flight) (next int64) {
+	geo := t.Geometry()
+	for next = fl.first; next < fl.end; {
+		index := geo.BlockOf(next * block.PageSize)
+		_, end := geo.PageRange(geo.Block(index))
+		end = min(end, fl.end)
+		key := block.Key{File: t.FileID, Index: uint32(index)}
+		holders := p.locator.find(ctx, key, p.epoch())
+		rand.Shuffle(len(holders), func(i, j int) { holders[i], holders[j] = holders[j], holders[i] })
+		for _, holder := range holders[:min(len(holders), peerTries)] {
+			var err error
+			if next, err = p.have(ctx, holder, t, next, end, fl); next == end {
+				break
+			}
+			if _, unkept := errors.AsType[*unkeptError](err); unkept || ctx.Err() != nil {
+				return next
+			}
+		}
+		if next < end {
+			return next
+		}
+	}
+	return next
+}
+
+// have fills the pages [first, end), of one block, from one worker.
+func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, first, end int64, fl *flight) (next int64, err error) {
+	e := t.Geometry().PagesExtent(first, end)
+	h, err := p.tier.Acquire(tier.FileOf(t), e)
+	if err != nil {
+		return first, &unkeptError{err}
+	}
+	defer h.Release()
+	room, err := h.Reserve(e)
+	if err != nil {
+		return first, &unkeptError{err}
+	}
+	defer room.Release()
+	if err := p.gate.enter(ctx, p.share, e.Length, &fl.urgent); err != nil {
+		return first, err
+	}
+	defer p.gate.leave(p.share, e.Length)
+
+	next, err = p.receive(ctx, from, t, first, end, func(page int64, data []byte) error {
+		if !h.Has(page) {
+			if _, err := room.Fill(page, data); err != nil {
+				return &unkeptError{err}
+			}
+		}
+		fl.publish(page + 1)
+		return nil
+	})
+	p.counters.peerBytes.Add(t.Geometry().PagesExtent(first, next).Length)
+	switch {
+	case err == nil:
+		p.counters.peerServed.Add(1)
+	case errors.Is(err, errs.NotCached):
+		p.counters.peerMissing.Add(1)
+	default:
+		p.counters.peerFailed.Add(1)
+		p.log.Debug("having pages from another worker", "worker", from.GetId(), "path", t.Path, "err", err)
+	}
+	return next, err
+}
+
+// receive passes the pages [first, end) to take as they come, and returns the
+// first one that it did not pass.
+func (p *peers) receive(ctx context.Context, from *api.Holder, t *block.Ticket, first, end int64, take func(page int64, data []byte) error) (int64, error) {
+	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
+	if !ok {
+		return first, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
+	}
+	defer chunkBuffers.Put(buf)
+	geo, read := t.Geometry(), reading{p: p, from: from, t: t}
+	defer read.close()
+	for first < end {
+		last := min(first+chunkSize/block.PageSize, end)
+		e := geo.PagesExtent(first, last)
+		if err := read.at(ctx, buf[:e.Length], e.Offset); err != nil {
+			return first, err
+		}
+		for ; first < last; first++ {
+			page := geo.Page(first)
+			if err := take(first, buf[page.Offset-e.Offset:page.End()-e.Offset]); err != nil {
+				return first, err
+			}
+		}
+	}
+	return first, nil
+}
+
+// reading is a file that is read from another worker.
+type reading struct {
+	p      *peers
+	from   *api.Holder
+	t      *block.Ticket
+	conn   *blockio.Conn // nil before the first read
+	handle uint32
+}
+
+// at fills b with checked bytes, within peerPatience.
+func (r *reading) at(ctx context.Context, b []byte, off int64) error {
+	within, cancel := context.WithTimeout(ctx, peerPatience)
+	defer cancel()
+	err := r.readAt(within, b, off)
+	if ctx.Err() == nil {
+		r.p.judge(r.from, err)
+	}
+	return err
+}
+
+func (r *reading) readAt(ctx context.Context, b []byte, off int64) error {
+	o := blockio.ReadOptions{CachedOnly: true, Checked: true, PlacementEpoch: r.p.epoch()}
+	if r.conn != nil {
+		_, err := r.conn.ReadAt(ctx, r.handle, b, off, o)
+		return err
+	}
+	conn, err := r.p.connect(ctx, r.from)
+	if err != nil {
+		return err
+	}
+	handle, err := conn.OpenRead(ctx, r.t, b, off, o)
+	if err == nil {
+		r.conn, r.handle = conn, handle
+	}
+	return err
+}
+
+func (r *reading) close() {
+	if r.conn != nil {
+		r.conn.CloseHandle(r.handle)
+	}
+}
+
+// connect returns a connection to a worker, which many use at a time.
+func (p *peers) connect(ctx context.Context, to *api.Holder) (*blockio.Conn, error) {
+	x, err := p.peer(to)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case x.turn <- struct{}{}:
+		defer func() { <-x.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	p.mu.Lock()
+	conn := x.conn
+	p.mu.Unlock()
+	if conn != nil {
+		select {
+		case <-conn.Done():
+			_ = conn.Close() // it is over
+		default:
+			return conn, nil
+		}
+	}
+	conn, err = blockio.Dial(ctx, "tcp", x.address, p.config)
+	if err != nil {
+		return nil, err
+	}
+	if id := conn.Hello().WorkerID; string(id) != to.GetId() {
+		_ = conn.Close() // the mistake says more
+		return nil, errs.E(errs.Unavailable, "connect to", x.address, errors.New("another worker answers"))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed || p.known[block.WorkerID(to.GetId())] != x {
+		_ = conn.Close() // nobody else knows it
+		return nil, errs.E(errs.Unavailable, "connect to", x.address, errStopping)
+	}
+	x.conn = conn
+	return conn, nil
+}
+
+// peer returns what is known of a worker, if it is to be asked now.
+func (p *peers) peer(w *api.Holder) (*peer, error) {
+	id, now := block.WorkerID(w.GetId()), time.Now()
+	var left *blockio.Conn
+	defer func() {
+		if left != nil {
+			_ = left.Close() // it waits for its goroutines
+		}
+	}()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	x := p.known[id]
+	switch {
+	case p.closed:
+		return nil, errStopping
+	case x != nil && x.address == w.GetAddresses().GetData():
+		if now.Before(x.avoided) {
+			return nil, errAvoided
+		}
+		x.used = now
+		return x, nil
+	case x != nil:
+		left = x.conn
+	case len(p.known) >= maxPeers:
+		oldest := slices.MinFunc(slices.Collect(maps.Keys(p.known)), func(a, b block.WorkerID) int {
+			return p.known[a].used.Compare(p.known[b].used)
+		})
+		left = p.known[oldest].conn
+		delete(p.known, oldest)
+	}
+	x = &peer{address: w.GetAddresses().GetData(), turn: make(chan struct{}, 1), used: now}
+	p.known[id] = x
+	return x, nil
+}
+
+var errAvoided = errs.E(errs.Unavailable, "", "", errors.New("the worker failed a moment ago"))
+
+// judge notes how a request to a worker ended. Only that it does not answer
+// says something about it, not what it answers.
+func (p *peers) judge(w *api.Holder, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	x, now := p.known[block.WorkerID(w.GetId())], time.Now()
+	if x == nil {
+		return
+	}
+	switch errs.KindOf(err) {
+	case errs.Unavailable, errs.Timeout, errs.Canceled:
+		if now.Before(x.avoided) {
+			return // as others noted
+		}
+		x.doubt = min(max(2*x.doubt, doubtLeast), doubtMost)
+		x.avoided = now.Add(x.doubt)
+	default:
+		x.doubt = 0
+	}
+}
+
+// close ends all connections, and what is read on them.
+func (p *peers) close() {
+	p.mu.Lock()
+	p.closed = true
+	all := p.known
+	p.known = nil
+	p.mu.Unlock()
+	for _, x := range all {
+		if x.conn != nil {
+			_ = x.conn.Close() // it waits for its goroutines
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package cluster
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path"
+	"testing"
+
+	"millrace/bench/rig"
+	"millrace/client"
+)
+
+func content(name string, size int64) []byte {
+	b := make([]byte, size)
+	rig.NewContent(name, size).ReadAt(b, 0)
+	return b
+}
+
+// readWhole reads a file of the source through a client and checks every byte.
+func readWhole(t *testing.T, cl *client.Client, name string, size int64) error {
+	t.Helper()
+	f, err := cl.Open(t.Context(), name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got, err := io.ReadAll(io.NewSectionReader(f, 0, size+1))
+	if err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	if !bytes.Equal(got, content(path.Base(name), size)) {
+		return fmt.Errorf("%s has other bytes than its source", name)
+	}
+	return nil
+}
+
+// TestCluster starts three masters and two workers, reads, and stops them all.
+func TestCluster(t *testing.T) {
+	c := start(t, 3, 2, nil)
+	files := c.source(t, 8, 300<<10)
+	cl, err := c.Client(t.Context(), nil)
+	must(t, err)
+	defer cl.Close()
+	for name, size := range files {
+		must(t, readWhole(t, cl, name, size))
+	}
+	var st struct {
+		Leader  string `json:"leader"`
+		Masters []struct {
+			ID string `json:"id"`
+		} `json:"masters"`
+	}
+	must(t, json.Unmarshal([]byte(c.run(t, "status", "-o", "json")), &st))
+	if len(st.Masters) != 3 || st.Leader != c.leader(t).Name {
+		t.Errorf("status = %+v", st)
+	}
+	for _, p := range append(c.Workers(), c.Masters()...) {
+		must(t, p.Terminate(patience))
+	}
+}
