@@ -2,6 +2,7 @@ package blockio
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"millrace/block"
@@ -28,6 +29,9 @@ type request struct {
 
 	touches []Touch
 	opened  uint32 // the handle that an OPEN or OPEN_READ has given out
+
+	fd        *os.File // of an FD, from when the File gave it to its answer
+	fdPayload descriptorPayload
 
 	started time.Time
 	allowed int64  // bytes of the ranges up to the one that is being read
@@ -71,16 +75,28 @@ func (r *request) run() {
 		c.unref(r.handle)
 	}
 	c.forget(r.head.RequestID)
-	e := endOf(err)
-	e.CRCs = r.crcs
-	c.srv.metrics.ended(&r.head, e.Failed, r.written)
 	end := header{
 		RequestID: r.head.RequestID, Handle: r.head.Handle, Block: r.head.Block,
 		PlacementEpoch: c.srv.epoch.Load(), TraceID: r.head.TraceID,
 	}
+	if r.fd != nil {
+		passed := err == nil
+		if passed {
+			err = r.answerDescriptor(&end)
+			passed = err == nil
+		}
+		_ = r.fd.Close() // was only read; the peer has its own by now
+		if passed {
+			c.srv.metrics.ended(&r.head, false, 0)
+			return
+		}
+	}
 	if r.opened != 0 {
 		end.Handle = r.opened
 	}
+	e := endOf(err)
+	e.CRCs = r.crcs
+	c.srv.metrics.ended(&r.head, e.Failed, r.written)
 	data := r.dataHeader()
 	c.out.end(r.head.Priority, &end, &data, r.small, &e, len(c.slots) > 1)
 }

@@ -19,17 +19,14 @@ func (w *frameWriter) canSendDescriptors() bool {
 	return local && w.raw != nil
 }
 
-// descriptor answers FD. What the File gives is closed here in any case: the
-// peer has its own by then.
+// descriptor asks the File for its descriptor, which answerDescriptor sends.
 func (r *request) descriptor() error {
 	d, ok := r.handle.file.(Descriptors)
 	if !ok {
 		return errs.E(errs.Unsupported, "pass a descriptor", "", errors.New("this server's files have none"))
 	}
 	f, base, length, err := d.Descriptor(r.ctx)
-	if f != nil {
-		defer f.Close()
-	}
+	r.fd = f
 	switch {
 	case err != nil:
 		return err
@@ -40,16 +37,27 @@ func (r *request) descriptor() error {
 	if err := r.ctx.Err(); err != nil {
 		return errs.Wrap(err, "pass a descriptor", "")
 	}
-	var room [descriptorSize]byte
-	payload := appendDescriptor(room[:0], descriptorPayload{Base: uint64(base), Length: uint64(length)})
-	h := r.dataHeader()
-	return r.conn.out.dataDescriptor(r.head.Priority, &h, payload, f)
+	r.fdPayload = descriptorPayload{Base: uint64(base), Length: uint64(length)}
+	return nil
 }
 
-// dataDescriptor sends one DATA frame and, with its first byte, a descriptor.
-// An error of the descriptor, as opposed to one of the connection, comes
-// before anything was sent.
-func (w *frameWriter) dataDescriptor(p Priority, h *header, payload []byte, f *os.File) error {
+// answerDescriptor answers FD with DATA and END, of which h is the header. An
+// error of the descriptor, as opposed to one of the connection, comes before
+// anything was sent: it is to be the answer.
+func (r *request) answerDescriptor(h *header) error {
+	data := r.dataHeader()
+	data.Length = descriptorSize
+	h.Op, h.Length = opEnd, endFixed
+	frames := make([]byte, 0, 2*headerSize+descriptorSize+endFixed)
+	frames = appendDescriptor(appendHeader(frames, &data), r.fdPayload)
+	frames = appendEnd(appendHeader(frames, h), &endPayload{})
+	return r.conn.out.withDescriptor(r.head.Priority, frames, r.fd)
+}
+
+// withDescriptor sends frames and, with the first byte, a descriptor. An error
+// of the descriptor, as opposed to one of the connection, comes before
+// anything was sent; that of the connection is kept for whoever asks next.
+func (w *frameWriter) withDescriptor(p Priority, frames []byte, f *os.File) error {
 	raw, err := f.SyscallConn() // leaves the descriptor's mode alone, unlike Fd
 	if err != nil {
 		return errs.E(errs.Internal, "pass a descriptor", "", err)
@@ -57,23 +65,19 @@ func (w *frameWriter) dataDescriptor(p Priority, h *header, payload []byte, f *o
 	w.lock(p)
 	defer w.unlock()
 	if len(w.buf) > 0 { // the descriptor belongs to the first byte that is sent
-		if err := w.flush(nil); err != nil {
-			return err
-		}
+		_ = w.flush(nil) // kept in w.err
 	}
 	if w.err != nil {
-		return w.err
+		return nil
 	}
-	h.Length = uint32(len(payload))
-	frame := append(appendHeader(w.buf, h), payload...)
 	w.extendDeadline()
 	var sent int64
 	var failed, sendErr error
 	gone := raw.Control(func(fd uintptr) {
 		rights := unix.UnixRights(int(fd))
 		sendErr = w.raw.Write(func(socket uintptr) bool {
-			for len(frame) > 0 {
-				n, err := unix.SendmsgN(int(socket), frame, rights, nil, unix.MSG_NOSIGNAL)
+			for len(frames) > 0 {
+				n, err := unix.SendmsgN(int(socket), frames, rights, nil, unix.MSG_NOSIGNAL)
 				switch {
 				case errors.Is(err, unix.EINTR):
 					continue
@@ -83,7 +87,7 @@ func (w *frameWriter) dataDescriptor(p Priority, h *header, payload []byte, f *o
 					failed = err
 					return true
 				}
-				frame, rights = frame[n:], nil
+				frames, rights = frames[n:], nil
 				sent += int64(n)
 			}
 			return true
@@ -94,16 +98,16 @@ func (w *frameWriter) dataDescriptor(p Priority, h *header, payload []byte, f *o
 	case gone != nil:
 		return errs.E(errs.Internal, "pass a descriptor", "", gone)
 	case sendErr != nil: // the deadline, or the connection was closed
-		return w.fail(sendErr)
+		_ = w.fail(sendErr) // kept in w.err
 	case failed == nil:
-		return nil
 	case sent > 0 || isSocketError(failed):
-		return w.fail(failed)
+		_ = w.fail(failed) // kept in w.err
 	case errors.Is(failed, unix.ETOOMANYREFS):
 		return errs.E(errs.Throttled, "pass a descriptor", "", failed)
 	default:
 		return errs.E(errs.Unavailable, "pass a descriptor", "", failed)
 	}
+	return nil
 }
 
 // isSocketError reports whether err means that the connection is over.

@@ -21,10 +21,12 @@ func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64,
 	if f.verifies() {
 		return nil, 0, 0, errs.E(errs.Unsupported, op, f.t.Path, errors.New("its under-store mount has verify=always: nobody checks what is read by a descriptor"))
 	}
-	// A handle of the whole file is made of all its blocks, of which there may
-	// be many more than are here.
-	if _, n := f.w.tier.Cached(f.t.FileID); n < f.t.Length {
-		return nil, 0, 0, errs.E(errs.NotCached, op, f.t.Path, fmt.Errorf("%d of %d bytes are cached", n, f.t.Length))
+	if f.t.Geometry().Blocks() > 1 {
+		// A handle of the whole file is made of all its blocks, of which there
+		// may be many more than are here.
+		if _, n := f.w.tier.Cached(f.t.FileID); n < f.t.Length {
+			return nil, 0, 0, errs.E(errs.NotCached, op, f.t.Path, fmt.Errorf("%d of %d bytes are cached", n, f.t.Length))
+		}
 	}
 	h, err := f.w.tier.Acquire(tier.FileOf(f.t), f.t.Geometry().Whole())
 	if err != nil {

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +35,11 @@ const (
 	// or all that is read of its under-store mount is to be checked now. While
 	// somebody uses it, it is shared nevertheless.
 	descriptorKept = time.Minute
-	// askTimeout bounds the question for a descriptor. A worker that says no is
-	// not asked again for a while: that a file is not cached whole may be over
-	// soon, that it is not handed out is not.
-	askTimeout     = 5 * time.Second
+	// askTimeout bounds the question for a descriptor: a worker that hangs must
+	// not delay who wants what it may not even have. One that says no is not
+	// asked again for a while: that a file is not cached whole may be over soon,
+	// that it is not handed out is not.
+	askTimeout     = time.Second
 	askAgain       = time.Second
 	askAgainLate   = 15 * time.Second
 	maxRefusals    = 4096
@@ -61,6 +61,12 @@ type Descriptor struct {
 	shared *sharedFile
 	closed atomic.Bool
 }
+
+// FD returns the number of the descriptor, good until Close.
+func (d *Descriptor) FD() int { return int(d.File.Fd()) }
+
+// Extent says which bytes of the local file are the version.
+func (d *Descriptor) Extent() (base, length int64) { return d.Base, d.Length }
 
 // Close gives the descriptor back. It is idempotent.
 func (d *Descriptor) Close() error {
@@ -93,10 +99,10 @@ type sharedFile struct {
 	came   time.Time // from the worker
 
 	// Guarded by descriptors.mu.
-	users  int
-	gone   bool          // not to be found any more: its last user closes it
-	idle   *list.Element // in descriptors.idle; nil while it is used
-	idleAt time.Time
+	users      int
+	gone       bool        // not to be found any more: its last user closes it
+	prev, next *sharedFile // in descriptors.idle; nil while it is used
+	idleAt     time.Time
 }
 
 // refusal is why a file had no descriptor a moment ago.
@@ -120,7 +126,7 @@ type descriptors struct {
 
 	mu      sync.Mutex
 	files   map[block.FileID]*sharedFile
-	idle    *list.List // of *sharedFile, the one used last in front
+	idle    sharedFile // the ends of a list: next is the one used last, prev the one that was longest not
 	asked   int        // questions under way, each of which may bring one
 	touches map[block.FileID]touched
 	closed  bool
@@ -133,8 +139,9 @@ func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
 	}
 	s := &descriptors{
 		limit: cfg.Descriptors, log: log, refusals: refusals,
-		files: make(map[block.FileID]*sharedFile), idle: list.New(), touches: make(map[block.FileID]touched),
+		files: make(map[block.FileID]*sharedFile), touches: make(map[block.FileID]touched),
 	}
+	s.idle.prev, s.idle.next = &s.idle, &s.idle
 	switch {
 	case !cfg.ShortCircuit:
 		s.limit = 0
@@ -165,7 +172,8 @@ func shareOfFiles(limit uint64) int {
 //
 // errs.NotCached: not all of it is cached here yet; ask again later.
 // errs.Unsupported: it will not be handed out, so that it is read through the
-// worker. Answers are remembered for a moment. Other errors are the worker's.
+// worker. errs.Timeout: the worker did not answer within a second, or ctx
+// ended. Answers are remembered for a moment. Other errors are the worker's.
 func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 	const op = "open the cached file of"
 	switch {
@@ -182,18 +190,15 @@ func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 	if err != nil {
 		return nil, errs.Wrap(err, op, f.entry.Path)
 	}
-	if f.local.Load() == nil {
-		f.readFrom(s.share(d))
-	}
 	return d, nil
 }
 
 // askDescriptor asks the worker; take has made room for the answer.
 func (f *File) askDescriptor(ctx context.Context) (*Descriptor, error) {
-	within, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
+	within := f.c.attempts.begin(ctx, time.Now().Add(askTimeout))
+	defer within.end()
 	shared := &sharedFile{id: f.entry.FileID, length: f.entry.Size}
-	err := f.fetchDescriptor(within, shared)
+	err := f.fetchDescriptor(within, shared) //nolint:contextcheck // within is made of ctx
 	return f.c.descriptors.answered(shared, err, ctx.Err() == nil)
 }
 
@@ -209,13 +214,16 @@ func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
 	}
 	owners := m.owners(block.Key{File: f.entry.FileID}, f.entry.Size, f.c.cfg.Owners, never)
 	for i := range owners {
-		if w := &owners[i]; f.c.workers.local(w) {
-			to.worker = w.id
-			to.file, to.base, err = f.c.workers.descriptor(ctx, w, t)
+		w := &owners[i]
+		if !f.c.workers.sameHost(w) {
+			continue
+		}
+		to.worker = w.id
+		if to.file, to.base, err = f.c.workers.descriptor(ctx, w, t); !errors.Is(err, errPassesNone) {
 			return err
 		}
 	}
-	return errs.E(errs.Unsupported, "", "", errors.New("no worker of this host is to have it"))
+	return errs.E(errs.Unsupported, "", "", errors.New("no worker of this host, whose socket can be seen, is to have it"))
 }
 
 // take returns a descriptor that is there, or why there is none. If both are
@@ -280,22 +288,13 @@ func (s *descriptors) worthAsking(id block.FileID) bool {
 // many; false if all are used. The caller holds s.mu.
 func (s *descriptors) makeRoom() bool {
 	for len(s.files)+s.asked >= s.limit {
-		oldest := s.idle.Back()
-		if oldest == nil {
+		oldest := s.idle.prev
+		if oldest == &s.idle {
 			return false
 		}
-		f, _ := oldest.Value.(*sharedFile)
-		s.forget(f)
+		s.forget(oldest)
 	}
 	return true
-}
-
-// share returns another descriptor for the same use of the file.
-func (s *descriptors) share(d *Descriptor) *Descriptor {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	d.shared.users++
-	return s.descriptor(d.shared)
 }
 
 func (s *descriptors) descriptor(f *sharedFile) *Descriptor {
@@ -304,10 +303,7 @@ func (s *descriptors) descriptor(f *sharedFile) *Descriptor {
 
 // use adds a user. The caller holds s.mu.
 func (s *descriptors) use(f *sharedFile) *Descriptor {
-	if f.idle != nil {
-		s.idle.Remove(f.idle)
-		f.idle = nil
-	}
+	f.leaveIdle()
 	f.users++
 	s.touch(f)
 	return s.descriptor(f)
@@ -362,8 +358,19 @@ func (s *descriptors) release(f *sharedFile) error {
 	case f.gone:
 		return f.file.Close()
 	}
-	f.idle, f.idleAt = s.idle.PushFront(f), time.Now()
+	f.idleAt = time.Now()
+	f.prev, f.next = &s.idle, s.idle.next
+	f.prev.next, f.next.prev = f, f
 	return nil
+}
+
+// leaveIdle takes f out of those that nobody uses. The caller holds
+// descriptors.mu.
+func (f *sharedFile) leaveIdle() {
+	if f.next != nil {
+		f.prev.next, f.next.prev = f.next, f.prev
+		f.prev, f.next = nil, nil
+	}
 }
 
 // forget makes f not to be found any more, and closes it if nobody uses it.
@@ -374,10 +381,7 @@ func (s *descriptors) forget(f *sharedFile) {
 	}
 	f.gone = true
 	delete(s.files, f.id)
-	if f.idle != nil {
-		s.idle.Remove(f.idle)
-		f.idle = nil
-	}
+	f.leaveIdle()
 	if f.users == 0 {
 		_ = f.file.Close() // was only read
 	}
@@ -420,11 +424,7 @@ func (s *descriptors) run(ctx context.Context, w *workers) {
 func (s *descriptors) gather(now time.Time, held bool) map[block.WorkerID][]blockio.Touch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for e := s.idle.Back(); e != nil; e = s.idle.Back() {
-		f, _ := e.Value.(*sharedFile)
-		if now.Sub(f.idleAt) < descriptorIdle {
-			break
-		}
+	for f := s.idle.prev; f != &s.idle && now.Sub(f.idleAt) >= descriptorIdle; f = s.idle.prev {
 		s.forget(f)
 	}
 	if held {

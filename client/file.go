@@ -30,9 +30,11 @@ type File struct {
 	entry  *Entry
 	ticket atomic.Pointer[block.Ticket]
 	routed atomic.Pointer[route]
-	// local is the descriptor that the reads use, once there is one; asking
-	// is set while it is asked for.
+	// local is the descriptor that the reads use, once there is one; looked is
+	// set when they have looked for one that is there, asking while the worker
+	// is asked.
 	local  atomic.Pointer[Descriptor]
+	looked atomic.Bool
 	asking atomic.Bool
 	copied atomic.Bool // bytes came from a worker
 	// renewed is when a renewal was tried last, in Unix ns.
@@ -89,9 +91,6 @@ func (c *Client) OpenEntry(ctx context.Context, e *Entry) (*File, error) {
 	}
 	f := &File{c: c, entry: e}
 	f.ticket.Store(e.Ticket)
-	if d := c.descriptors.known(e.FileID); d != nil {
-		f.local.Store(d)
-	}
 	return f, nil
 }
 

@@ -10,7 +10,9 @@ import (
 func (f *File) readLocal(p []byte, off int64) bool {
 	d := f.local.Load()
 	if d == nil {
-		return false
+		if d = f.known(); d == nil {
+			return false
+		}
 	}
 	err := d.readAt(p, off)
 	if err == nil {
@@ -21,6 +23,18 @@ func (f *File) readLocal(p []byte, off int64) bool {
 		f.leaveLocal()
 	}
 	return false
+}
+
+// known takes the descriptor that another open of the version has left, when
+// the file is read for the first time.
+func (f *File) known() *Descriptor {
+	if f.looked.Load() || f.looked.Swap(true) {
+		return nil
+	}
+	if d := f.c.descriptors.known(f.entry.FileID); d != nil {
+		f.readFrom(d)
+	}
+	return f.local.Load()
 }
 
 // seekLocal asks for a descriptor after n bytes came from a worker, beside the
@@ -43,7 +57,7 @@ func (f *File) seekLocal(n int64) {
 func (f *File) findLocal(ctx context.Context) {
 	defer f.asking.Store(false)
 	if d, err := f.Descriptor(ctx); err == nil { // a failure is remembered, and the worker goes on to serve
-		_ = d.Close() // the reads have theirs
+		f.readFrom(d)
 	}
 }
 

@@ -173,6 +173,10 @@ func (w *worker) judge(ctx context.Context, err error) {
 	}
 }
 
+// errPassesNone is said of a worker whose connection passes no descriptors:
+// its socket cannot be seen from here, or it does not trust this user.
+var errPassesNone = errors.New("it passes no descriptors to this process")
+
 // descriptor asks the worker, which is on this host, for the file's
 // descriptor. That it has none to give says nothing about the worker.
 func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*os.File, int64, error) {
@@ -184,6 +188,9 @@ func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*
 	if err != nil {
 		x.judge(ctx, err)
 		return nil, 0, err
+	}
+	if !c.passes {
+		return nil, 0, errs.E(errs.Unsupported, "", "", errPassesNone)
 	}
 	return c.descriptor(ctx, t)
 }
@@ -236,7 +243,9 @@ func (w *workers) dial(ctx context.Context, m *member) (*dataConn, error) {
 		_ = c.Close() // the mistake says more
 		return nil, errs.E(errs.Unavailable, "connect to", m.data, fmt.Errorf("worker %s answers, not %s", id, m.id))
 	}
-	return newDataConn(c, w.cfg.IdleHandles), nil
+	d := newDataConn(c, w.cfg.IdleHandles)
+	d.passes = c.Hello().Features&blockio.FeatureFD != 0
+	return d, nil
 }
 
 // slot is a place for one connection, which is dialed when it is needed.
@@ -309,6 +318,7 @@ type wire interface {
 type dataConn struct {
 	wire
 	maxIdle int
+	passes  bool // descriptors
 
 	mu        sync.Mutex
 	handles   map[block.FileID]*handle

@@ -29,7 +29,7 @@ type File interface {
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
 	// Descriptor returns a local file that holds every byte of the version:
 	// errs.NotCached or errs.Unsupported if there is none, which is cheap to
-	// ask again.
+	// ask again, errs.Timeout if the worker does not say within a second.
 	Descriptor(ctx context.Context) (Descriptor, error)
 	Close() error
 }
@@ -66,14 +66,5 @@ func (f sdkFile) Descriptor(ctx context.Context) (Descriptor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &sdkDescriptor{d, int(d.File.Fd())}, nil
+	return d, nil
 }
-
-type sdkDescriptor struct {
-	*client.Descriptor
-	fd int
-}
-
-func (d *sdkDescriptor) FD() int { return d.fd }
-
-func (d *sdkDescriptor) Extent() (base, length int64) { return d.Base, d.Length }

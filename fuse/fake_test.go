@@ -221,6 +221,9 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 	return int(n), nil
 }
 
+// silence is how long a silent worker is waited for.
+const silence = time.Second
+
 // Descriptor gives a file in fakeClient.local, if that is set.
 func (f *fakeFile) Descriptor(ctx context.Context) (Descriptor, error) {
 	f.f.asked.Add(1)
@@ -231,8 +234,10 @@ func (f *fakeFile) Descriptor(ctx context.Context) (Descriptor, error) {
 	dir, why, closed, silent := f.f.local, f.f.noLocal, f.f.closed, f.f.silent
 	f.f.mu.Unlock()
 	if silent {
-		<-ctx.Done()
-		return nil, errs.Wrap(ctx.Err(), "open", f.e.Path)
+		bound, cancel := context.WithTimeout(ctx, silence)
+		defer cancel()
+		<-bound.Done()
+		return nil, errs.Wrap(bound.Err(), "open", f.e.Path)
 	}
 	if closed {
 		return nil, errs.E(errs.Unsupported, "open", f.e.Path, nil)

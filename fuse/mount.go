@@ -213,7 +213,7 @@ func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Serv
 				WithHint("run as root, or install the package fuse3")
 		}
 	}
-	server, err := gofuse.NewServer(fs, point, options)
+	server, err := newServer(fs, point, options)
 	if err == nil {
 		return server, nil
 	}

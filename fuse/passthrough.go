@@ -68,10 +68,9 @@ type passthrough struct {
 	notices chan *node
 }
 
-// descriptorPatience is how long an open or a read waits for a descriptor, and
-// how long none is asked for when it does not come: a worker that hangs must
-// not delay who wants what it may not even have.
-const descriptorPatience = time.Second
+// descriptorPause is how long no descriptor is asked for when a worker did not
+// answer: one that hangs must not delay who wants what it may not even have.
+const descriptorPause = time.Second
 
 // maxNotices bounds the names that wait to be looked up again. One that finds
 // no room is noticed by a later open.
@@ -164,16 +163,14 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 	return d, passedOn
 }
 
-// ask asks for the local file of an open file, with patience.
+// ask asks for the local file of an open file, unless a worker hangs.
 func (p *passthrough) ask(ctx context.Context, file File) (Descriptor, error) {
 	if time.Now().UnixNano() < p.silentUntil.Load() {
 		return nil, errs.E(errs.Unavailable, "", "", errors.New("a worker was silent a moment ago"))
 	}
-	bound, cancel := context.WithTimeout(ctx, descriptorPatience)
-	defer cancel()
-	d, err := file.Descriptor(bound)
-	if err != nil && bound.Err() != nil && ctx.Err() == nil {
-		p.silentUntil.Store(time.Now().Add(descriptorPatience).UnixNano())
+	d, err := file.Descriptor(ctx)
+	if err != nil && errs.KindOf(err) == errs.Timeout && ctx.Err() == nil {
+		p.silentUntil.Store(time.Now().Add(descriptorPause).UnixNano())
 	}
 	return d, err
 }

@@ -517,11 +517,11 @@ func TestSilentWorker(t *testing.T) {
 			}
 			f.close(o)
 		}
-		if n, took := c.asked.Load(), time.Since(began); n != 1 || took != descriptorPatience {
+		if n, took := c.asked.Load(), time.Since(began); n != 1 || took != silence {
 			t.Errorf("asked %d times, opened after %v", n, took)
 		}
 		c.silent = false
-		time.Sleep(descriptorPatience)
+		time.Sleep(descriptorPause)
 		o, st := f.open(x.NodeId, os.O_RDONLY)
 		if st != gofuse.OK || o.BackingID == 0 {
 			t.Error("no passthrough when the worker answers again: ", st, o)
@@ -554,7 +554,7 @@ func TestReadsBesideSilentWorker(t *testing.T) {
 			res.Done()
 			f.close(o)
 		}
-		if n, took := c.asked.Load(), time.Since(began); n != 1 || took != descriptorPatience {
+		if n, took := c.asked.Load(), time.Since(began); n != 1 || took != silence {
 			t.Errorf("asked %d times, read after %v", n, took)
 		}
 	})
