@@ -121,6 +121,9 @@ func (m *Mount) run(ctx context.Context) error {
 	}
 	req.workers.Go(req.run)
 	req.workers.Go(func() { fs.pass.run(serving) })
+	if fs.unopened != nil {
+		req.workers.Go(func() { fs.runUnopened(serving) })
+	}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)

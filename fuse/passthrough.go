@@ -36,11 +36,12 @@ const (
 	notAlone     reason = "not_alone"     // the local file holds more than this version
 	openBefore   reason = "open_before"   // somebody has it open in the copy mode
 	empty        reason = "empty"
+	unasked      reason = "no_open" // by the option: the kernel tells of no opens
 )
 
 // reasons are those of opens in the copy mode.
 func reasons() []reason {
-	return []reason{switchedOff, notOffered, notCached, noDescriptor, notAlone, openBefore, empty}
+	return []reason{switchedOff, notOffered, notCached, noDescriptor, notAlone, openBefore, empty, unasked}
 }
 
 // backer is the kernel's side of passthrough.
@@ -48,6 +49,7 @@ type backer interface {
 	RegisterBackingFd(m *gofuse.BackingMap) (int32, syscall.Errno)
 	UnregisterBackingFd(id int32) syscall.Errno
 	EntryNotify(parent uint64, name string) gofuse.Status
+	InodeNotify(node uint64, off, length int64) gofuse.Status
 }
 
 func backerOf(s *gofuse.Server) backer { return s }
