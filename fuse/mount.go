@@ -115,6 +115,7 @@ func (m *Mount) run(ctx context.Context) error {
 	}
 	defer unregister()
 
+	defer makeReadersRoom()()
 	server, err := m.mount(ctx, fs, point)
 	if err != nil {
 		return err
@@ -216,7 +217,7 @@ func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Serv
 				WithHint("run as root, or install the package fuse3")
 		}
 	}
-	server, err := newServer(fs, point, options)
+	server, err := gofuse.NewServer(fs, point, options)
 	if err == nil {
 		return server, nil
 	}
