@@ -57,6 +57,7 @@ type fsys struct {
 	backer  func(*gofuse.Server) backer
 	spliced span // the reads that are, by their lengths
 
+	ahead    *openAhead
 	unopened *unopened // nil if the kernel tells of opens
 
 	req     *requests
@@ -87,6 +88,8 @@ func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m
 		metrics:       m,
 		log:           log,
 	}
+	f.ahead = newOpenAhead(c, f.entries)
+	f.pass.fresh = f.ahead.note
 	if cfg.NoOpen {
 		f.unopened = newUnopened()
 	}

@@ -58,6 +58,7 @@ func backerOf(s *gofuse.Server) backer { return s }
 type passthrough struct {
 	kernel backer // nil until the mount has begun
 	table  *table
+	fresh  func(path string) // told of files for whose descriptor a worker was asked
 	log    *slog.Logger
 	// off is why nothing is passed through; empty if it is.
 	off atomic.Pointer[reason]
@@ -152,7 +153,7 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 	if n.size == 0 {
 		return nil, empty
 	}
-	d, err := p.ask(ctx, file)
+	d, err := p.ask(ctx, n, file)
 	switch kind := errs.KindOf(err); {
 	case kind == errs.NotCached:
 		return nil, notCached
@@ -166,13 +167,16 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 }
 
 // ask asks for the local file of an open file, unless a worker hangs.
-func (p *passthrough) ask(ctx context.Context, file File) (Descriptor, error) {
+func (p *passthrough) ask(ctx context.Context, n *node, file File) (Descriptor, error) {
 	if time.Now().UnixNano() < p.silentUntil.Load() {
 		return nil, errs.E(errs.Unavailable, "", "", errors.New("a worker was silent a moment ago"))
 	}
 	d, err := file.Descriptor(ctx)
 	if err != nil && errs.KindOf(err) == errs.Timeout && ctx.Err() == nil {
 		p.silentUntil.Store(time.Now().Add(descriptorPause).UnixNano())
+	}
+	if err == nil && d.IsFresh() {
+		p.fresh(n.path)
 	}
 	return d, err
 }
