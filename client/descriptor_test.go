@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -380,5 +381,88 @@ func TestDescriptorsByLimit(t *testing.T) {
 		if n := shareOfFiles(limit); n != want {
 			t.Errorf("of %d open files %d are for descriptors, want %d", limit, n, want)
 		}
+	}
+}
+
+// Descriptors that were prepared are there for who opens the files; nothing
+// counts as used before, and their bounds are the same.
+func TestPrepareDescriptors(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	c := cl.dial(t, func(cfg *Config) { cfg.Descriptors = 20 })
+	var entries []*Entry
+	var ids []block.FileID
+	for i := range 30 {
+		p := fmt.Sprintf("/f%02d", i)
+		ids = append(ids, cl.master.addFile(p, "1", 1000, block.DefaultBlockSize, time.Time{}).FileID)
+		e, err := c.Stat(t.Context(), p, StatOptions{WithTicket: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, e)
+	}
+	// idle returns how many are kept, when nothing is asked any more.
+	idle := func(asked int64) int {
+		t.Helper()
+		for {
+			c.descriptors.mu.Lock()
+			n, under := len(c.descriptors.files), c.descriptors.asked
+			c.descriptors.mu.Unlock()
+			if w.asked.Load() >= asked && under == 0 {
+				return n
+			}
+			if t.Context().Err() != nil {
+				t.Fatal("the worker is not asked")
+			}
+			runtime.Gosched()
+		}
+	}
+	c.PrepareDescriptors(entries[:10])
+	if n := idle(10); n != 10 {
+		t.Errorf("%d descriptors are there, want 10", n)
+	}
+	for i, e := range entries[:10] {
+		f, err := c.OpenEntry(t.Context(), e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := f.Descriptor(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !d.IsFresh() || w.touchesOf(ids[i]) > 1 {
+			t.Errorf("fresh: %v", d.IsFresh())
+		}
+		again, err := f.Descriptor(t.Context())
+		if err != nil || again.IsFresh() {
+			t.Error("what is used is fresh, ", err)
+		}
+		if err := errors.Join(d.Close(), again.Close(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := w.asked.Load(); n != 10 {
+		t.Errorf("the worker was asked %d times for 10 files", n)
+	}
+	c.PrepareDescriptors(entries) // those that are there are not asked for
+	if n := idle(30); n != 20 {
+		t.Errorf("%d descriptors are there, want the bound", n)
+	}
+	if n := w.asked.Load(); n != 30 {
+		t.Errorf("the worker was asked %d times for 30 files", n)
+	}
+	c.descriptors.gather(time.Now(), false)
+	for _, id := range ids[10:] {
+		if w.touchesOf(id) != 0 {
+			t.Error("a file that nobody used counts as used")
+		}
+	}
+	w.refuseWith(errs.NotCached)
+	c.PrepareDescriptors([]*Entry{{Path: "/d", Dir: true}, {Path: "/e"}})
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.PrepareDescriptors(entries)
+	if n := len(c.descriptors.files); n != 0 {
+		t.Errorf("%d descriptors are left", n)
 	}
 }

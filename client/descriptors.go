@@ -11,6 +11,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"millrace/block"
@@ -39,11 +40,14 @@ const (
 	// not delay who wants what it may not even have. One that says no is not
 	// asked again for a while: that a file is not cached whole may be over soon,
 	// that it is not handed out is not.
-	askTimeout     = time.Second
-	askAgain       = time.Second
-	askAgainLate   = 15 * time.Second
-	maxRefusals    = 4096
-	maxDescriptors = 16384
+	askTimeout   = time.Second
+	askAgain     = time.Second
+	askAgainLate = 15 * time.Second
+	maxRefusals  = 4096
+	// prepareParallel is how many descriptors are asked for at once that nobody
+	// waits for.
+	prepareParallel = 16
+	maxDescriptors  = 16384
 	// otherFiles is what a process has open beside descriptors.
 	otherFiles = 512
 )
@@ -59,8 +63,12 @@ type Descriptor struct {
 
 	of     *descriptors
 	shared *sharedFile
+	fresh  bool
 	closed atomic.Bool
 }
+
+// IsFresh reports whether nobody used the descriptor before.
+func (d *Descriptor) IsFresh() bool { return d.fresh }
 
 // FD returns the number of the descriptor, good until Close.
 func (d *Descriptor) FD() int { return int(d.File.Fd()) }
@@ -99,6 +107,7 @@ type sharedFile struct {
 	came   time.Time // from the worker
 
 	// Guarded by descriptors.mu.
+	used       bool // by anybody
 	users      int
 	gone       bool        // not to be found any more: its last user closes it
 	prev, next *sharedFile // in descriptors.idle; nil while it is used
@@ -202,6 +211,32 @@ func (f *File) askDescriptor(ctx context.Context) (*Descriptor, error) {
 	return f.c.descriptors.answered(shared, err, ctx.Err() == nil)
 }
 
+// PrepareDescriptors gets the descriptors of files that are likely to be opened
+// soon, as far as workers of this host have them and there is room, beside the
+// caller and many at once. It is a hint: errors are nobody's.
+func (c *Client) PrepareDescriptors(entries []*Entry) {
+	c.background(func(ctx context.Context) {
+		var group errgroup.Group
+		group.SetLimit(prepareParallel)
+		for _, e := range entries {
+			if e.Dir || e.Size == 0 || e.Ticket == nil || !c.descriptors.reserve(e.FileID) {
+				continue
+			}
+			group.Go(func() error {
+				f := &File{c: c, entry: e}
+				f.ticket.Store(e.Ticket)
+				shared := &sharedFile{id: e.FileID, length: e.Size}
+				within := c.attempts.begin(ctx, time.Now().Add(askTimeout))
+				defer within.end()
+				err := f.fetchDescriptor(within, shared) //nolint:contextcheck // within is made of ctx
+				c.descriptors.prepared(shared, err, ctx.Err() == nil)
+				return nil
+			})
+		}
+		_ = group.Wait() // there are no errors
+	})
+}
+
 // fetchDescriptor fills in what the first owner on this host hands out.
 func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
 	t, err := f.validTicket(ctx)
@@ -237,17 +272,34 @@ func (s *descriptors) take(id block.FileID) (*Descriptor, error) {
 	if f := s.find(id); f != nil {
 		return s.use(f), nil
 	}
+	return nil, s.ask(id)
+}
+
+// ask takes the place of one more descriptor, unless it is known that there
+// will be none. The caller holds s.mu.
+func (s *descriptors) ask(id block.FileID) error {
 	if s.closed {
-		return nil, errs.E(errs.Canceled, "", "", errors.New("the client is closed"))
+		return errs.E(errs.Canceled, "", "", errors.New("the client is closed"))
 	}
 	if r, ok := s.refusals.Get(id); ok && time.Now().Before(r.until) {
-		return nil, r.err
+		return r.err
 	}
 	if !s.makeRoom() {
-		return nil, errs.E(errs.Unsupported, "", "", fmt.Errorf("all %d descriptors are in use", s.limit))
+		return errs.E(errs.Unsupported, "", "", fmt.Errorf("all %d descriptors are in use", s.limit))
 	}
 	s.asked++
-	return nil, nil //nolint:nilnil // as the comment says
+	return nil
+}
+
+// reserve is take for who wants nothing but that there is one soon: if it is
+// true, the caller asks the worker, and says so with prepared.
+func (s *descriptors) reserve(id block.FileID) bool {
+	if s.limit == 0 {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.find(id) == nil && s.ask(id) == nil
 }
 
 // known is take for who would not ask: nil if there is none.
@@ -297,16 +349,14 @@ func (s *descriptors) makeRoom() bool {
 	return true
 }
 
-func (s *descriptors) descriptor(f *sharedFile) *Descriptor {
-	return &Descriptor{File: f.file, Base: f.base, Length: f.length, of: s, shared: f}
-}
-
 // use adds a user. The caller holds s.mu.
 func (s *descriptors) use(f *sharedFile) *Descriptor {
 	f.leaveIdle()
 	f.users++
 	s.touch(f)
-	return s.descriptor(f)
+	d := &Descriptor{File: f.file, Base: f.base, Length: f.length, of: s, shared: f, fresh: !f.used}
+	f.used = true
+	return d
 }
 
 // touch notes one use. The caller holds s.mu.
@@ -322,6 +372,30 @@ func (s *descriptors) touch(f *sharedFile) {
 func (s *descriptors) answered(f *sharedFile, err error, remember bool) (*Descriptor, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	f, err = s.keep(f, err, remember)
+	if err != nil {
+		return nil, err
+	}
+	return s.use(f), nil
+}
+
+// prepared is answered for what reserve began.
+func (s *descriptors) prepared(f *sharedFile, err error, remember bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, err = s.keep(f, err, remember)
+	switch {
+	case err != nil || f.users > 0 || f.next != nil:
+	case f.gone:
+		_ = f.file.Close() // was only opened
+	default:
+		s.leave(f)
+	}
+}
+
+// keep enters what the worker answered, and returns the file's descriptor. The
+// caller holds s.mu.
+func (s *descriptors) keep(f *sharedFile, err error, remember bool) (*sharedFile, error) {
 	s.asked--
 	if err != nil {
 		if remember {
@@ -336,7 +410,7 @@ func (s *descriptors) answered(f *sharedFile, err error, remember bool) (*Descri
 	s.refusals.Remove(f.id)
 	if other := s.files[f.id]; other != nil {
 		_ = f.file.Close() // was only opened
-		return s.use(other), nil
+		return other, nil
 	}
 	f.came = time.Now()
 	if s.closed {
@@ -344,7 +418,7 @@ func (s *descriptors) answered(f *sharedFile, err error, remember bool) (*Descri
 	} else {
 		s.files[f.id] = f
 	}
-	return s.use(f), nil
+	return f, nil
 }
 
 // release takes a user away.
@@ -358,10 +432,15 @@ func (s *descriptors) release(f *sharedFile) error {
 	case f.gone:
 		return f.file.Close()
 	}
+	s.leave(f)
+	return nil
+}
+
+// leave makes f one that nobody uses. The caller holds s.mu.
+func (s *descriptors) leave(f *sharedFile) {
 	f.idleAt = time.Now()
 	f.prev, f.next = &s.idle, s.idle.next
 	f.prev.next, f.next.prev = f, f
-	return nil
 }
 
 // leaveIdle takes f out of those that nobody uses. The caller holds

@@ -18,6 +18,9 @@ type Client interface {
 	Locate(ctx context.Context, path string) (*client.Entry, []client.BlockLocation, error)
 	// OpenEntry opens the version of a file that e has the ticket of.
 	OpenEntry(ctx context.Context, e *client.Entry) (File, error)
+	// PrepareDescriptors begins to get the descriptors of files that are likely
+	// to be opened soon, and returns at once.
+	PrepareDescriptors(entries []*client.Entry)
 	// CountOpen counts an open that was given to a program.
 	CountOpen(passthrough bool)
 }
@@ -41,6 +44,8 @@ type Descriptor interface {
 	FD() int
 	// Extent says which bytes of the local file are the version.
 	Extent() (base, length int64)
+	// IsFresh reports whether nobody used it before: a worker was asked for it.
+	IsFresh() bool
 	// Count tells that n bytes were read from the local file.
 	Count(n int64)
 	Close() error

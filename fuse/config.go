@@ -32,6 +32,11 @@ type Config struct {
 	// Linux 6.9, CAP_SYS_ADMIN, and a cache directory that is on no stacked
 	// file system such as overlayfs; without, reads are copied.
 	Passthrough string `toml:"passthrough"`
+	// NoOpen has the kernel open and close files without asking, so that a
+	// small file costs a name and a read. It switches passthrough off, and who
+	// has a file open when it is replaced gets ESTALE for what the kernel has
+	// not read of it yet.
+	NoOpen bool `toml:"no_open"`
 	// ReadAhead is how far the kernel reads ahead of a sequential reader, and
 	// around a page that a program touches in a mapped file: more makes the
 	// former faster and the latter costlier. Without root the kernel's own
@@ -145,7 +150,7 @@ func ParseOptions(c Config, options string) (Config, error) {
 func (c *Config) apply(option string) error {
 	name, value, hasValue := strings.Cut(option, "=")
 	switch name {
-	case "allow_other", "nonempty", "ro", "default_permissions":
+	case "allow_other", "nonempty", "no_open", "ro", "default_permissions":
 		if hasValue {
 			return fmt.Errorf("mount option %s takes no value", name)
 		}
@@ -168,6 +173,8 @@ func (c *Config) set(name, value string) error {
 		c.AllowOther = true
 	case "nonempty":
 		c.NonEmpty = true
+	case "no_open":
+		c.NoOpen = true
 	case "uid", "gid":
 		id, err := strconv.ParseInt(value, 10, 64)
 		if err != nil || id < 0 || id > maxID {

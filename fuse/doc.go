@@ -30,6 +30,9 @@
 //   - A local file is believed only if it is as long as it must be, and one
 //     that cannot be read is read through the client instead.
 //   - A READ allocates nothing.
+//   - In no-open mode (unopened.go) the kernel tells of no opens: a READ finds
+//     what an OPEN would have made by its node, among a bounded number of them,
+//     and that of a node whose path has a newer version answers ESTALE.
 //   - A directory of which every name is in the entry cache, as the masters
 //     listed it and still fresh, is read again without a master; a rewound one
 //     is listed anew. What a listing lacks is believed missing for a minute.

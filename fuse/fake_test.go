@@ -48,6 +48,7 @@ type fakeClient struct {
 	noLocal  error  // why there is none now
 	closed   bool   // no descriptor is given
 	silent   bool   // nor an answer
+	prepared []string
 }
 
 var born = time.Date(2020, 2, 29, 12, 0, 0, 0, time.UTC)
@@ -183,6 +184,14 @@ func (f *fakeClient) OpenEntry(_ context.Context, e *client.Entry) (File, error)
 	return &fakeFile{f, e}, nil
 }
 
+func (f *fakeClient) PrepareDescriptors(entries []*client.Entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range entries {
+		f.prepared = append(f.prepared, e.Path)
+	}
+}
+
 func (f *fakeClient) CountOpen(passthrough bool) {
 	f.opens.Add(1)
 	if passthrough {
@@ -281,6 +290,8 @@ type fakeDescriptor struct {
 func (d *fakeDescriptor) FD() int { return int(d.file.Fd()) }
 
 func (d *fakeDescriptor) Extent() (base, length int64) { return d.base, d.length }
+
+func (d *fakeDescriptor) IsFresh() bool { return true }
 
 func (d *fakeDescriptor) Count(n int64) { d.counted.Add(n) }
 

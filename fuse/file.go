@@ -33,19 +33,14 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 		return gofuse.EISDIR
 	case in.Flags&syscall.O_ACCMODE != uint32(os.O_RDONLY) || in.Flags&uint32(os.O_TRUNC) != 0:
 		return gofuse.EROFS
+	case f.unopened != nil:
+		return gofuse.ENOSYS // the kernel does not ask again
 	}
 	ctx := f.req.context(cancel, in.Pid)
 	defer ctx.end()
-	e, status := f.current(ctx, n)
+	e, file, status := f.openNode(ctx, n)
 	if status != gofuse.OK {
 		return status
-	}
-	file, err := f.client.OpenEntry(ctx, e)
-	if err != nil {
-		if errs.KindOf(err) == errs.Stale {
-			f.entries.drop(n.path)
-		}
-		return f.faults.status("open", n.path, err)
 	}
 	o := &openFile{node: n, file: file}
 	backing, why := f.pass.enter(ctx, n, file)
@@ -64,6 +59,22 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 	}
 	out.Fh = f.files.add(o)
 	return gofuse.OK
+}
+
+// openNode opens the version that a node stands for.
+func (f *fsys) openNode(ctx context.Context, n *node) (*client.Entry, File, gofuse.Status) {
+	e, status := f.current(ctx, n)
+	if status != gofuse.OK {
+		return nil, nil, status
+	}
+	file, err := f.client.OpenEntry(ctx, e)
+	if err != nil {
+		if errs.KindOf(err) == errs.Stale {
+			f.entries.drop(n.path)
+		}
+		return nil, nil, f.faults.status("open", n.path, err)
+	}
+	return e, file, gofuse.OK
 }
 
 // current returns an entry with a valid ticket of the node's version, if that
@@ -110,13 +121,24 @@ func (f *fsys) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 // release lets go of an open file.
 func (f *fsys) release(o *openFile) {
 	f.pass.leave(o.node)
+	f.closeFile(o)
+}
+
+func (f *fsys) closeFile(o *openFile) {
 	if err := o.close(); err != nil {
 		f.log.Debug("close", slog.String("path", o.node.path), slog.Any("error", err))
 	}
 }
 
-// Flush and fsync have nothing to do: nothing is ever dirty.
-func (f *fsys) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.OK }
+// Flush and fsync have nothing to do: nothing is ever dirty. Where opens are
+// not asked for, they cannot say that a close is not to flush: the kernel
+// learns it here, for the life of the mount.
+func (f *fsys) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status {
+	if f.unopened != nil {
+		return gofuse.ENOSYS
+	}
+	return gofuse.OK
+}
 
 func (f *fsys) Fsync(<-chan struct{}, *gofuse.FsyncIn) gofuse.Status { return gofuse.OK }
 

@@ -57,6 +57,9 @@ type fsys struct {
 	backer  func(*gofuse.Server) backer
 	spliced span // the reads that are, by their lengths
 
+	ahead    *openAhead
+	unopened *unopened // nil if the kernel tells of opens
+
 	req     *requests
 	files   handles[*openFile]
 	dirs    handles[*dirStream]
@@ -68,12 +71,16 @@ type fsys struct {
 
 func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m *metrics, log *slog.Logger) *fsys {
 	t := newTable(root)
-	return &fsys{
+	mode := cfg.Passthrough
+	if cfg.NoOpen {
+		mode = PassthroughOff
+	}
+	f := &fsys{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		look:          l,
 		client:        c,
 		table:         t,
-		pass:          newPassthrough(t, cfg.Passthrough, log),
+		pass:          newPassthrough(t, mode, log),
 		entries:       newEntryCache(int64(cfg.EntryCache)),
 		listedNodes:   cfg.ListedNodes,
 		req:           req,
@@ -81,6 +88,12 @@ func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m
 		metrics:       m,
 		log:           log,
 	}
+	f.ahead = newOpenAhead(c, f.entries)
+	f.pass.fresh = f.ahead.note
+	if cfg.NoOpen {
+		f.unopened = newUnopened()
+	}
+	return f
 }
 
 // Init implements gofuse.RawFileSystem.
@@ -279,6 +292,9 @@ func (f *fsys) end() {
 	}
 	for _, o := range f.files.drain() {
 		f.release(o)
+	}
+	if f.unopened != nil {
+		f.closeUnopened(f.unopened.idle(time.Now())...)
 	}
 	f.replies.close()
 }

@@ -115,12 +115,16 @@ func (m *Mount) run(ctx context.Context) error {
 	}
 	defer unregister()
 
+	defer makeReadersRoom()()
 	server, err := m.mount(ctx, fs, point)
 	if err != nil {
 		return err
 	}
 	req.workers.Go(req.run)
 	req.workers.Go(func() { fs.pass.run(serving) })
+	if fs.unopened != nil {
+		req.workers.Go(func() { fs.runUnopened(serving) })
+	}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -213,7 +217,7 @@ func (m *Mount) mount(ctx context.Context, fs *fsys, point string) (*gofuse.Serv
 				WithHint("run as root, or install the package fuse3")
 		}
 	}
-	server, err := newServer(fs, point, options)
+	server, err := gofuse.NewServer(fs, point, options)
 	if err == nil {
 		return server, nil
 	}

@@ -68,24 +68,25 @@ func TestFaultLog(t *testing.T) {
 }
 
 func TestParseOptions(t *testing.T) {
-	got, err := ParseOptions(DefaultConfig(), "allow_other,uid=7, gid=8 ,umask=077,ro,nonempty,passthrough=off,read_ahead=4MiB,,")
+	got, err := ParseOptions(DefaultConfig(), "allow_other,uid=7, gid=8 ,umask=077,ro,nonempty,no_open,passthrough=off,read_ahead=4MiB,,")
 	want := DefaultConfig()
-	want.AllowOther, want.NonEmpty, want.UID, want.GID, want.Umask, want.Passthrough, want.ReadAhead = true, true, 7, 8, "077", PassthroughOff, 4<<20
+	want.AllowOther, want.NonEmpty, want.NoOpen, want.UID, want.GID, want.Umask, want.Passthrough, want.ReadAhead = true, true, true, 7, 8, "077", PassthroughOff, 4<<20
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	for options, names := range map[string][]string{
-		"no_open,allow_other": {"no_open"},
-		"passthrough=on":      {"passthrough=on", "auto or off"},
-		"rw":                  {"rw", "read-only"},
-		"uid=":                {"uid"},
-		"uid=root":            {"uid=root"},
-		"uid=4294967295":      {"uid=4294967295"},
-		"gid=-1":              {"gid=-1"},
-		"umask=8":             {"umask"},
-		"read_ahead=much":     {"read_ahead"},
-		"umask=1000":          {"umask"},
-		"allow_other=yes":     {"allow_other"},
+		"noatime2,allow_other": {"noatime2"},
+		"no_open=yes":          {"no_open"},
+		"passthrough=on":       {"passthrough=on", "auto or off"},
+		"rw":                   {"rw", "read-only"},
+		"uid=":                 {"uid"},
+		"uid=root":             {"uid=root"},
+		"uid=4294967295":       {"uid=4294967295"},
+		"gid=-1":               {"gid=-1"},
+		"umask=8":              {"umask"},
+		"read_ahead=much":      {"read_ahead"},
+		"umask=1000":           {"umask"},
+		"allow_other=yes":      {"allow_other"},
 	} {
 		_, err := ParseOptions(DefaultConfig(), options)
 		if err == nil {

@@ -36,11 +36,12 @@ const (
 	notAlone     reason = "not_alone"     // the local file holds more than this version
 	openBefore   reason = "open_before"   // somebody has it open in the copy mode
 	empty        reason = "empty"
+	unasked      reason = "no_open" // by the option: the kernel tells of no opens
 )
 
 // reasons are those of opens in the copy mode.
 func reasons() []reason {
-	return []reason{switchedOff, notOffered, notCached, noDescriptor, notAlone, openBefore, empty}
+	return []reason{switchedOff, notOffered, notCached, noDescriptor, notAlone, openBefore, empty, unasked}
 }
 
 // backer is the kernel's side of passthrough.
@@ -48,6 +49,7 @@ type backer interface {
 	RegisterBackingFd(m *gofuse.BackingMap) (int32, syscall.Errno)
 	UnregisterBackingFd(id int32) syscall.Errno
 	EntryNotify(parent uint64, name string) gofuse.Status
+	InodeNotify(node uint64, off, length int64) gofuse.Status
 }
 
 func backerOf(s *gofuse.Server) backer { return s }
@@ -56,6 +58,7 @@ func backerOf(s *gofuse.Server) backer { return s }
 type passthrough struct {
 	kernel backer // nil until the mount has begun
 	table  *table
+	fresh  func(path string) // told of files for whose descriptor a worker was asked
 	log    *slog.Logger
 	// off is why nothing is passed through; empty if it is.
 	off atomic.Pointer[reason]
@@ -150,7 +153,7 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 	if n.size == 0 {
 		return nil, empty
 	}
-	d, err := p.ask(ctx, file)
+	d, err := p.ask(ctx, n, file)
 	switch kind := errs.KindOf(err); {
 	case kind == errs.NotCached:
 		return nil, notCached
@@ -164,13 +167,16 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 }
 
 // ask asks for the local file of an open file, unless a worker hangs.
-func (p *passthrough) ask(ctx context.Context, file File) (Descriptor, error) {
+func (p *passthrough) ask(ctx context.Context, n *node, file File) (Descriptor, error) {
 	if time.Now().UnixNano() < p.silentUntil.Load() {
 		return nil, errs.E(errs.Unavailable, "", "", errors.New("a worker was silent a moment ago"))
 	}
 	d, err := file.Descriptor(ctx)
 	if err != nil && errs.KindOf(err) == errs.Timeout && ctx.Err() == nil {
 		p.silentUntil.Store(time.Now().Add(descriptorPause).UnixNano())
+	}
+	if err == nil && d.IsFresh() {
+		p.fresh(n.path)
 	}
 	return d, err
 }

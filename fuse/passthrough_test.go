@@ -375,6 +375,8 @@ func (k *fakeBacker) UnregisterBackingFd(id int32) syscall.Errno {
 	return 0
 }
 
+func (k *fakeBacker) InodeNotify(uint64, int64, int64) gofuse.Status { return gofuse.OK }
+
 func (k *fakeBacker) EntryNotify(parent uint64, name string) gofuse.Status {
 	k.notified = append(k.notified, fmt.Sprint(parent, name))
 	return gofuse.OK

@@ -23,10 +23,18 @@ type span struct{ from, to int64 }
 func (s span) has(n int64) bool { return n >= s.from && n <= s.to }
 
 func (f *fsys) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+	if f.unopened != nil {
+		return f.readUnopened(cancel, in, buf)
+	}
 	o, ok := f.files.get(in.Fh)
 	if !ok {
 		return nil, gofuse.EBADF
 	}
+	return f.read(cancel, in, buf, o)
+}
+
+// read answers a READ of an open file.
+func (f *fsys) read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte, o *openFile) (gofuse.ReadResult, gofuse.Status) {
 	off := int64(in.Offset)
 	want := min(int64(in.Size), int64(len(buf)), o.node.size-off)
 	if want <= 0 {
@@ -131,7 +139,7 @@ func (l *local) seek(ctx context.Context, p *passthrough, o *openFile) Descripto
 	if !l.later(time.Now()) {
 		return nil
 	}
-	d, err := p.ask(ctx, o.file)
+	d, err := p.ask(ctx, o.node, o.file)
 	if err != nil {
 		return nil // it is not here: the client knows where it is
 	}

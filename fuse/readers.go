@@ -3,31 +3,33 @@ package fuse
 import (
 	"runtime"
 	"sync"
-
-	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// deviceReaders is how many goroutines wait for the kernel's requests; go-fuse
-// has no more than 16. Each has a buffer of maxRequest, of which it touches
-// what requests are long, and a thread.
+// deviceReaders is how many goroutines wait for the kernel's requests: each of
+// them has a thread that blocks in read(2), and a buffer of maxRequest, of
+// which it touches what requests are long.
 const deviceReaders = 8
 
-// settingProcs is held by who changes GOMAXPROCS for a moment.
+// settingProcs is held by who changes GOMAXPROCS.
 var settingProcs sync.Mutex //nolint:gochecknoglobals // what it guards is the process's
 
-// newServer makes the server, and mounts.
+// makeReadersRoom lets the runtime run deviceReaders threads more than it did,
+// until giveBack is called, for two reasons.
 //
-// go-fuse keeps as many readers of the device as there are processors. When
-// more requests than that are under way, as with a handful of programs that
-// open files, it starts a reader for nearly each request and ends it behind
-// its answer; with every one a stack grows from nothing, for a fifth of what a
-// small file costs. go-fuse asks for the number but once, here.
-func newServer(fs gofuse.RawFileSystem, point string, options *gofuse.MountOptions) (*gofuse.Server, error) {
-	settingProcs.Lock()
-	defer settingProcs.Unlock()
-	if procs := runtime.GOMAXPROCS(0); procs < deviceReaders {
-		runtime.GOMAXPROCS(deviceReaders)
-		defer runtime.GOMAXPROCS(procs)
+// A thread that blocks in read(2) keeps its share of GOMAXPROCS until the
+// runtime's monitor notices and takes it away. With no more shares than
+// processors, nobody answers meanwhile: with eight programs that open small
+// files, 7,800 files a second became 11,000, at less CPU.
+//
+// And go-fuse keeps as many readers as GOMAXPROCS says when the mount begins.
+// With more requests under way it starts a reader for nearly each of them, and
+// ends it behind its answer; with every one a stack grows from nothing.
+func makeReadersRoom() (giveBack func()) {
+	add := func(n int) {
+		settingProcs.Lock()
+		defer settingProcs.Unlock()
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n)
 	}
-	return gofuse.NewServer(fs, point, options)
+	add(deviceReaders)
+	return func() { add(-deviceReaders) }
 }

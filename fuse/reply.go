@@ -70,6 +70,8 @@ type fileReply struct {
 	fd   int
 	at   int64 // in the local file
 	off  int64 // in the open file
+
+	unopened *nodeFile // that is in use until then; nil if there is none
 }
 
 // maxIdlePipes bounds the pipes that are kept for later reads.
@@ -169,7 +171,10 @@ func (p *fileReply) Bytes(buf []byte) ([]byte, gofuse.Status) {
 
 // Done implements gofuse.ReadResult.
 func (p *fileReply) Done() {
-	p.fs, p.open = nil, nil
+	if p.unopened != nil {
+		p.fs.releaseUnopened(p.unopened)
+	}
+	p.fs, p.open, p.unopened = nil, nil, nil
 	if _, err := unix.Read(p.r, p.extra[:]); !errors.Is(err, unix.EAGAIN) {
 		p.close() // not all of it was taken
 		return

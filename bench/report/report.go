@@ -61,7 +61,9 @@ type report struct {
 	ssd, cold  *rig.Roles // both cache on the disk
 	mem        *rig.Roles // nil without a memory tier
 	noMemory   error      // why there is none
-	procs      []proc     // whose CPU time is measured
+	python     *rig.Python
+	noPython   error  // why there is none
+	procs      []proc // whose CPU time is measured
 	wire       *wire
 	samples    map[string][]sample
 	peak       map[string]int64 // bytes; the most memory of processes
@@ -149,6 +151,10 @@ func (r *report) whole(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if r.python, r.noPython = rig.StartPython(); r.noPython == nil {
+		defer func() { err = errors.Join(err, r.python.Stop()) }()
+		r.add("python-"+reader, r.python.PID())
+	}
 	r.say("starting clusters and warming them")
 	if err := r.clusters(ctx); err != nil {
 		return errors.Join(err, r.stop())
@@ -231,7 +237,7 @@ func (r *report) clusters(ctx context.Context) (err error) {
 	if r.cold, err = cluster("cold", r.dir, "ssd"); err != nil {
 		return err
 	}
-	mounts := []mount{{r.ssd, "ssd", ""}, {r.ssd, "copy", "passthrough=off"}}
+	mounts := []mount{{r.ssd, "ssd", ""}, {r.ssd, "copy", "passthrough=off"}, {r.ssd, "no-open", "no_open"}}
 	if r.memory != "" {
 		if r.mem, err = cluster("memory", r.memory, "memory"); err != nil {
 			return err

@@ -168,15 +168,19 @@ func (r *report) randomSteps(seed uint64) (steps []step) {
 
 // smallSteps read, look at and open the small files, which are cached.
 func (r *report) smallSteps(seed uint64) (steps []step) {
-	places := []struct{ name, root string }{
+	type place struct{ name, root string }
+	places := []place{
 		{"disk", r.disk}, {"bare passthrough mount", r.point("bare-ssd")}, {"mount, warm", r.point("ssd")},
 	}
 	if r.mem != nil {
-		places = append(places, []struct{ name, root string }{
+		places = append(places, []place{
 			{"tmpfs", r.localMemory()}, {"bare passthrough mount of tmpfs", r.point("bare-memory")}, {"mount, memory", r.point("memory")},
 		}...)
 	}
 	for _, p := range places {
+		steps = append(steps, r.pythonStep(p.name, p.root, seed)...)
+	}
+	for _, p := range append(places, place{"mount, no-open", r.point("no-open")}) {
 		steps = append(steps, step{name: p.name + ", small files", work: float64(len(r.small.Objects)), unit: inFiles, do: func(ctx context.Context) error {
 			return rig.Epoch(ctx, p.root, r.small, smallReaders, seed)
 		}})
@@ -188,10 +192,21 @@ func (r *report) smallSteps(seed uint64) (steps []step) {
 		}})
 	}
 	n := min(openCloses, len(r.small.Objects))
-	for _, p := range places[:3] {
+	for _, p := range append(places[:3:3], place{"mount, no-open", r.point("no-open")}) {
 		steps = append(steps, step{name: p.name + ", open and close", work: float64(n), unit: inFiles, do: func(ctx context.Context) error {
 			return rig.OpenClose(ctx, p.root, r.small, n)
 		}})
 	}
 	return steps
+}
+
+// pythonStep reads the small files with readers in Python; none without it.
+func (r *report) pythonStep(name, root string, seed uint64) []step {
+	if r.python == nil {
+		return nil
+	}
+	return []step{{
+		name: name + ", small files, Python", work: float64(len(r.small.Objects)), unit: inFiles, do: r.python.Read,
+		before: func(context.Context) error { return r.python.Prepare(root, r.small, smallReaders, seed) },
+	}}
 }

@@ -29,6 +29,7 @@ func keyDocs() map[string]string {
 		"fuse.http_listen":                 "http_listen is the address of /metrics, /healthz, /readyz and /debug/pprof.",
 		"fuse.listed_nodes":                "listed_nodes is how many names the kernel may hold for listings to give it more; beyond, names are handed over when they are used. Each takes about 250 bytes here and some 1500 in the kernel. 1024 or more.",
 		"fuse.max_background":              "max_background bounds the read-ahead requests that the kernel has under way at once, for all readers together: 1 to 65535.",
+		"fuse.no_open":                     "no_open has the kernel open and close files without asking, so that a small file costs a name and a read. It switches passthrough off, and who has a file open when it is replaced gets ESTALE for what the kernel has not read of it yet.",
 		"fuse.nonempty":                    "nonempty allows to mount over a directory that holds files, which are hidden by the mount.",
 		"fuse.passthrough":                 "passthrough is auto to hand files that are wholly cached on this host to the kernel, which then reads them without this process, or off. It needs Linux 6.9, CAP_SYS_ADMIN, and a cache directory that is on no stacked file system such as overlayfs; without, reads are copied.",
 		"fuse.read_ahead":                  "read_ahead is how far the kernel reads ahead of a sequential reader, and around a page that a program touches in a mapped file: more makes the former faster and the latter costlier. Without root the kernel's own bound (128 KiB) holds.",

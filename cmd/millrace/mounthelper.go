@@ -118,7 +118,7 @@ func (c *helperCall) flags(home string) []string {
 			dataDir = value
 		case "http_listen":
 			http = value
-		case "allow_other", "uid", "gid", "umask", "passthrough", "read_ahead", "nonempty", "default_permissions", "ro":
+		case "allow_other", "uid", "gid", "umask", "passthrough", "no_open", "read_ahead", "nonempty", "default_permissions", "ro":
 			passed = append(passed, o)
 		default:
 			if !ignoredOption(name) && !c.sloppy {
