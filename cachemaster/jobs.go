@@ -21,14 +21,20 @@ type scheduler struct {
 	cfg    Config
 	m      *Master
 	change *broadcast    // a job changed, committed or live
+	ended  *broadcast    // a job came to its end
 	wake   chan struct{} // holds one token when the table of jobs changed
+	// watchEvery is the time between two messages of WatchJob.
+	watchEvery time.Duration
 
 	mu   sync.Mutex
 	runs map[string]*jobRun // by job ID
 }
 
 func newScheduler(cfg Config, m *Master) *scheduler {
-	return &scheduler{cfg: cfg, m: m, change: newBroadcast(), wake: make(chan struct{}, 1), runs: make(map[string]*jobRun)}
+	return &scheduler{
+		cfg: cfg, m: m, change: newBroadcast(), ended: newBroadcast(), wake: make(chan struct{}, 1),
+		watchEvery: watchInterval, runs: make(map[string]*jobRun),
+	}
 }
 
 // poke leaves a token in a channel that holds one.
@@ -53,6 +59,12 @@ func (s *scheduler) changed(old, next *fsm.State) {
 	s.mu.Unlock()
 	poke(s.wake)
 	s.change.notify()
+	for id, j := range next.Jobs {
+		if before, ok := old.Jobs[id]; j.Final() && (!ok || !before.Final()) {
+			s.ended.notify()
+			return
+		}
+	}
 }
 
 // run starts the jobs that are not final, the oldest first, a bounded number

@@ -367,6 +367,31 @@ func TestJobCancel(t *testing.T) {
 	close(w.hold)
 }
 
+// TestJobEndIsTold: a job's end is told at once, however long there is to be
+// between messages.
+func TestJobEndIsTold(t *testing.T) {
+	t.Parallel()
+	c := start(t, t.TempDir(), map[string]*memStore{"s": newMemStore(tree(10, 20, 30, 40))}, testConfig())
+	c.m.jobs.watchEvery = time.Hour
+	c.mount(t, "/", "mem://s", nil)
+	w := newFakeWorker(t, "w1")
+	w.hold = make(chan struct{})
+	c.join(t, w)
+	other, id := c.submit(t, "/d/f000"), c.submit(t, "/d")
+	stream, err := c.jobs.WatchJob(t.Context(), &api.WatchJobRequest{Id: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if j, err := stream.Recv(); err != nil || j.GetFinishedMs() != 0 {
+		t.Fatal(j, err)
+	}
+	close(w.hold)
+	if j, err := stream.Recv(); err != nil || j.GetState() != api.JobState_JOB_STATE_SUCCEEDED {
+		t.Errorf("%v, %v", j, err)
+	}
+	c.await(t, other)
+}
+
 // TestJobResume kills the master in the middle of a job and goes on with
 // another one on a copy of its disk: the sums are exact, and what the cursor
 // had passed is not sent again.

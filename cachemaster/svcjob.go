@@ -157,7 +157,7 @@ func (s *jobService) WatchJob(r *api.WatchJobRequest, stream grpc.ServerStreamin
 		return err
 	}
 	for {
-		changed := s.m.jobs.change.next()
+		changed, ended := s.m.jobs.change.next(), s.m.jobs.ended.next()
 		if !s.m.leading.Load() {
 			return s.m.raft.notLeader()
 		}
@@ -171,13 +171,33 @@ func (s *jobService) WatchJob(r *api.WatchJobRequest, stream grpc.ServerStreamin
 		if j.GetFinishedMs() != 0 {
 			return nil
 		}
-		pause := time.NewTimer(watchInterval)
-		if err := wait(ctx, s.m.stopping, pause.C); err != nil {
-			pause.Stop()
+		if err := s.pause(ctx, r.GetId(), ended); err != nil {
 			return err
 		}
 		if err := wait(ctx, s.m.stopping, changed); err != nil {
 			return err
+		}
+	}
+}
+
+// pause waits between two messages about a job, until it has come to its end,
+// which is worth a message at once. ended is of before the last look at it.
+func (s *jobService) pause(ctx context.Context, id string, ended <-chan struct{}) error {
+	pause := time.NewTimer(s.m.jobs.watchEvery)
+	defer pause.Stop()
+	for {
+		select {
+		case <-pause.C:
+			return nil
+		case <-ended:
+		case <-s.m.stopping:
+			return errs.E(errs.Unavailable, "watch", "", errStopping)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		ended = s.m.jobs.ended.next()
+		if j, ok := s.m.store.State().Jobs[id]; !ok || j.Final() {
+			return nil
 		}
 	}
 }

@@ -135,14 +135,33 @@ func (f *fsys) listKnown(dir string, to *feeder) bool {
 // fed before, and the entries into the cache.
 func (f *fsys) list(dir string, to *feeder) {
 	skip := to.fed
+	end, err := f.listInto(to.ctx, dir, func(l listed) bool {
+		if skip > 0 {
+			skip--
+			return true
+		}
+		return to.add(l)
+	})
+	if end || err != nil {
+		to.send(chunk{err: err, end: end})
+	}
+}
+
+// listInto lists a directory from the masters, puts the entries into the
+// cache, and calls add with each until that returns false. end says that all
+// of them were there.
+func (f *fsys) listInto(ctx context.Context, dir string, add func(listed) bool) (end bool, err error) {
 	var until time.Time // zero while nothing came, or when nothing may be kept
 	whole := f.entries.whole.begin(dir)
-	first, asked := true, time.Now()
-	for e, err := range f.client.List(to.ctx, dir, client.ListOptions{WithTickets: true}) {
-		if err != nil {
+	defer func() {
+		if !end {
 			f.entries.whole.end(whole, time.Time{}, time.Time{})
-			to.send(chunk{err: err})
-			return
+		}
+	}()
+	first, asked := true, time.Now()
+	for e, err := range f.client.List(ctx, dir, client.ListOptions{WithTickets: true}) {
+		if err != nil {
+			return false, err
 		}
 		if first || e.ValidUntil.Before(until) {
 			first, until = false, e.ValidUntil
@@ -151,17 +170,12 @@ func (f *fsys) list(dir string, to *feeder) {
 			continue
 		}
 		f.entries.put(e, asked, whole)
-		if skip > 0 {
-			skip--
-			continue
-		}
-		if !to.add(listed{e, asked}) {
-			f.entries.whole.end(whole, time.Time{}, time.Time{})
-			return
+		if !add(listed{e, asked}) {
+			return false, nil
 		}
 	}
 	f.entries.whole.end(whole, until, asked.Add(absentFor))
-	to.send(chunk{end: true})
+	return true, nil
 }
 
 // at returns the entry at a position of the listing; ok is false behind its

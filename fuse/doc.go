@@ -14,6 +14,9 @@
 // take the copy path: a READ is spliced or copied from the local file where
 // there is one by then (read.go, reply.go), else filled by the client.
 //
+// Names that are looked up one by one cost a question to a master each, so the
+// directory of several such names is listed beside them (siblings.go).
+//
 // Invariants:
 //   - A node ID is bound for life to (path, file ID, kind). The size, times
 //     and inode number of a node never change; a new version of a path is a

@@ -47,6 +47,8 @@ type fsys struct {
 	client  Client
 	table   *table
 	entries *entryCache
+	// siblings lists directories whose names are asked for one by one.
+	siblings *siblings
 	// listedNodes is how many nodes there may be for listings to make more.
 	listedNodes int
 	// silentUntil is until when the masters are taken to be silent, for names
@@ -82,6 +84,7 @@ func newFsys(cfg *Config, l look, root *client.Entry, c Client, req *requests, m
 		table:         t,
 		pass:          newPassthrough(t, mode, log),
 		entries:       newEntryCache(int64(cfg.EntryCache)),
+		siblings:      newSiblings(),
 		listedNodes:   cfg.ListedNodes,
 		req:           req,
 		faults:        newFaultLog(log),
@@ -141,6 +144,7 @@ func (f *fsys) Lookup(cancel <-chan struct{}, header *gofuse.InHeader, name stri
 			return nothing(out, until.Sub(now))
 		}
 	}
+	f.listSiblings(parent.path, now)
 	ctx := f.req.context(cancel, header.Pid)
 	defer ctx.end()
 	e, err := f.confirm(ctx, path, now, a.entry)

@@ -110,7 +110,7 @@ func TestForgottenNames(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(m.dir, "many", "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
-	if n := c.stats.Load() - asked; n != 1 { // the one that does not exist
+	if n := c.stats.Load() - asked; n > 1 { // the one that does not exist, if it was not listed
 		t.Errorf("%d questions to a master about names that it described a moment ago", n)
 	}
 }
