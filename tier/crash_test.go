@@ -190,8 +190,8 @@ func TestReboot(t *testing.T) {
 	checkLedger(t, s)
 }
 
-// TestFilesOfNoIndex checks that files and parts that do not belong together
-// go away, and that their room comes back.
+// TestFilesOfNoIndex checks that after kill -9 files and parts that do not
+// belong together go away, and that their room comes back.
 func TestFilesOfNoIndex(t *testing.T) {
 	dir := t.TempDir()
 	s := openStore(t, dir, 32*mib)
@@ -201,9 +201,7 @@ func TestFilesOfNoIndex(t *testing.T) {
 	d := s.dirs[0]
 	nameA, used := d.partName(a.ID), s.Status()[0].Used
 	stray := filepath.Join(filepath.Dir(nameA), testFile("stray", "1", 5).ID.String())
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
+	abandon(t, s)
 	for _, name := range []string{stray, filepath.Join(filepath.Dir(nameA), "core"), filepath.Join(dir, heldDir, "x")} {
 		if err := os.WriteFile(name, make([]byte, 50_000), 0o600); err != nil {
 			t.Fatal(err)

@@ -73,7 +73,7 @@ type dir struct {
 	indexFiles map[string]int64 // bytes charged for each file of index/
 	snapshot   int64            // bytes of the last snapshot
 
-	unknown  atomic.Bool  // a file has more room than its recorded pages: the next start has to look
+	unknown  atomic.Bool  // a file has more room than its recorded pages, or the index does not know it: the next start has to look
 	unsynced atomic.Int64 // bytes written since the last checkpoint
 	doubts   atomic.Int64 // syncs that failed: what was written or checked before one is to be checked again
 	ioErrors atomic.Int64

@@ -414,6 +414,7 @@ func (d *dir) finishHeld(p *part) {
 func (d *dir) moveToHeld(p *part) {
 	if err := d.fs.Rename(d.partName(p.id), d.heldName(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		d.ioError("hold dropped file", err)
+		d.unknown.Store(true)
 		p.flags &^= partCreated
 	}
 }

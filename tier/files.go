@@ -159,6 +159,7 @@ func (d *dir) createPart(p *part) (*openFile, error) {
 		return nil, err
 	}
 	if err := f.Truncate(p.length); err != nil {
+		d.unknown.Store(true) // in case the file stays
 		return nil, errors.Join(err, f.Close(), d.fs.Remove(name))
 	}
 	if p.serial == 0 {
@@ -239,6 +240,13 @@ func (l *leaves) grow(leaf int, n int32) {
 	l.mu.Lock()
 	l.files[leaf] += n
 	l.mu.Unlock()
+}
+
+// has reports whether a leaf has files.
+func (l *leaves) has(leaf int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.files[leaf] > 0
 }
 
 // isNoSpace reports whether the disk refused for want of room.

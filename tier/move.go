@@ -423,6 +423,7 @@ func (d *dir) dropCopy(p *part) {
 	p.flags &^= partLogged
 	if _, err := d.detachLocked(p); err != nil { // its file cannot be opened for its handles
 		d.ioError("drop copy", err)
+		d.unknown.Store(true)
 	}
 }
 

@@ -3,6 +3,7 @@ package tier
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -140,7 +141,7 @@ func (x *pathIndex) random() *part {
 // load fills an empty index and returns the parts that have a newer version.
 // It sorts parts.
 func (x *pathIndex) load(parts []*part) (superseded []*part) {
-	slices.SortFunc(parts, comparePaths)
+	sortPaths(parts)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for i, p := range parts {
@@ -150,6 +151,60 @@ func (x *pathIndex) load(parts []*part) (superseded []*part) {
 		}
 	}
 	return superseded
+}
+
+// sortPaths sorts by comparePaths. A comparison of two parts costs several
+// misses of the processor's caches, so eight bytes of each path at a time are
+// laid beside one another and compared as numbers.
+func sortPaths(parts []*part) {
+	slices.SortFunc(parts, func(a, b *part) int { return cmp.Compare(a.mountID, b.mountID) })
+	all := make([]keyedPart, len(parts))
+	for i, p := range parts {
+		all[i].part = p
+	}
+	for first := 0; first < len(all); {
+		end := first + 1
+		for end < len(all) && all[end].part.mountID == all[first].part.mountID {
+			end++
+		}
+		sortKeyed(all[first:end], 0)
+		first = end
+	}
+	for i, k := range all {
+		parts[i] = k.part
+	}
+}
+
+// keyedPart is a part and eight bytes of its path, big-endian, with zeros
+// behind its end.
+type keyedPart struct {
+	key  uint64
+	part *part
+}
+
+// sortKeyed sorts parts of one mount whose paths are equal up to depth.
+func sortKeyed(all []keyedPart, depth int) {
+	for i := range all {
+		var b [8]byte
+		copy(b[:], all[i].part.path()[depth:])
+		all[i].key = binary.BigEndian.Uint64(b[:])
+	}
+	slices.SortFunc(all, func(a, b keyedPart) int { return cmp.Compare(a.key, b.key) })
+	for first := 0; first < len(all); {
+		end, ended := first, false
+		for end < len(all) && all[end].key == all[first].key {
+			ended = ended || len(all[end].part.path()) < depth+8
+			end++
+		}
+		switch group := all[first:end]; {
+		case len(group) == 1:
+		case ended || len(group) < 8:
+			slices.SortFunc(group, func(a, b keyedPart) int { return comparePaths(a.part, b.part) })
+		default:
+			sortKeyed(group, depth+8)
+		}
+		first = end
+	}
 }
 
 func comparePaths(a, b *part) int {

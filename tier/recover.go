@@ -4,13 +4,14 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"millrace/block"
@@ -22,16 +23,21 @@ import (
 type recovery struct {
 	d     *dir
 	parts map[uint64]*part       // by serial
+	last  *part                  // whose records were applied last; those of a file's pages mostly follow its own
 	twins map[block.FileID]*part // those of parts that a directory recovered earlier has, too
+	text  []byte                 // scratch of a path and a tag
 
 	segment  uint64 // being read; 0 for the snapshot
 	rebooted bool   // the last run ended with the machine's
 	clean    bool   // the last record says that the store was closed
 	torn     bool
-	suspects []suspect      // pages behind the last checkpoint; only when rebooted
-	odd      map[*part]bool // parts whose file may have room that no page has
+	suspects []suspect // pages behind the last checkpoint; only when rebooted
 
-	dropped, verified, held int
+	mu   sync.Mutex     // of what the scanners note
+	odd  map[*part]bool // parts whose file may have room that no page has
+	held int            // files that the index does not know
+
+	dropped, verified int
 }
 
 // suspect is a record of pages that may not have reached the disk.
@@ -231,6 +237,11 @@ func (r *recovery) readFile(name, magic string) (size int64, err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	ended := magic == segmentMagic
+	if !ended {
+		if err := r.expect(f); err != nil {
+			return 0, err
+		}
+	}
 	r.clean = false // a run has begun; what it wrote may have no record
 	valid, torn, err := readRecords(f, magic, func(rec *record, end int64) error {
 		ended = ended || rec.Type == recordEnd
@@ -261,6 +272,24 @@ func (r *recovery) readFile(name, magic string) (size int64, err error) {
 	return valid, nil
 }
 
+// expect makes room for the parts of a snapshot, so that the maps need not
+// grow again and again.
+func (r *recovery) expect(snapshot vfs.File) error {
+	fi, err := snapshot.Stat()
+	if err != nil {
+		return err
+	}
+	const perFile = 192 // of one page, with a path of some 50 bytes
+	n := int(fi.Size() / perFile)
+	r.parts = make(map[uint64]*part, n)
+	for i := range r.d.store.shards {
+		if sh := &r.d.store.shards[i]; len(sh.parts) == 0 {
+			sh.parts = make(map[block.FileID]*part, n/shardCount)
+		}
+	}
+	return nil
+}
+
 // apply brings one record into memory. Records may come twice: in a snapshot
 // and in the segment that was written meanwhile.
 func (r *recovery) apply(rec *record, end int64) error {
@@ -269,7 +298,7 @@ func (r *recovery) apply(rec *record, end int64) error {
 	case recordPart:
 		return r.applyPart(rec)
 	case recordPages:
-		p := r.parts[rec.Serial]
+		p := r.part(rec.Serial)
 		if p == nil {
 			return nil // dropped before
 		}
@@ -278,12 +307,12 @@ func (r *recovery) apply(rec *record, end int64) error {
 		}
 		r.applyPages(p, rec, end)
 	case recordDropPages:
-		if p := r.parts[rec.Serial]; p != nil {
+		if p := r.part(rec.Serial); p != nil {
 			first, end := r.pagesOf(p, rec)
 			r.dropPages(p, first, end)
 		}
 	case recordDropPart:
-		if p := r.parts[rec.Serial]; p != nil {
+		if p := r.part(rec.Serial); p != nil {
 			r.dropPart(p)
 		}
 	case recordCheckpoint:
@@ -296,6 +325,14 @@ func (r *recovery) apply(rec *record, end int64) error {
 	return nil
 }
 
+// part returns the part of a serial; nil if it was dropped.
+func (r *recovery) part(serial uint64) *part {
+	if r.last == nil || r.last.serial != serial || r.last.has(partDead) {
+		r.last = r.parts[serial]
+	}
+	return r.last
+}
+
 func errUnknownKind(rec *record) error {
 	return errs.E(errs.Invalid, "", "", fmt.Errorf(
 		"it holds files of kind %d, shard %d, generation %d, which this release cannot keep", rec.Kind, rec.Shard, rec.Generation))
@@ -306,25 +343,32 @@ func (r *recovery) applyPart(rec *record) error {
 		return errUnknownKind(rec)
 	}
 	d := r.d
-	if r.parts[rec.Serial] != nil {
+	if r.part(rec.Serial) != nil {
 		return nil
 	}
+	r.text = append(append(r.text[:0], rec.Path...), rec.Tag...)
+	text := string(r.text)
 	p := d.store.newPart(File{
 		ID: rec.File, MountID: rec.MountID, Length: rec.Length, BlockSize: rec.BlockSize,
-		Path: string(rec.Path), Tag: string(rec.Tag),
+		Path: text, // the tag is set below: one string for both
 	})
+	p.tagLen = uint16(len(rec.Tag))
 	p.serial, p.dirIndex = rec.Serial, d.num
 	p.flags |= partCreated | partLogged
-	if old := r.find(p.id); old != nil {
-		r.dropPart(old) // its drop record is lost
-	}
 	sh := d.store.shardOf(p.id)
-	if sh.parts[p.id] == nil {
+	switch old := sh.parts[p.id]; {
+	case old == nil:
 		sh.parts[p.id] = p
-	} else {
+	case old.dirIndex == d.num:
+		r.dropPart(old) // its drop record is lost
+		sh.parts[p.id] = p
+	default:
+		if old = r.twins[p.id]; old != nil {
+			r.dropPart(old)
+		}
 		r.twins[p.id] = p
 	}
-	r.parts[p.serial] = p
+	r.parts[p.serial], r.last = p, p
 	if d.store.serial.Load() < p.serial {
 		d.store.serial.Store(p.serial)
 	}
@@ -418,148 +462,6 @@ func (r *recovery) lose(p *part) error {
 	return nil
 }
 
-// scan compares the files with the index: files that the index does not know
-// go to held/, parts whose file is gone are dropped.
-func (r *recovery) scan() error {
-	d := r.d
-	if err := r.scanHeld(); err != nil {
-		return err
-	}
-	data := filepath.Join(d.root, dataDir)
-	tops, err := d.fs.ReadDir(data)
-	if err != nil {
-		return err
-	}
-	for _, top := range tops {
-		name := filepath.Join(data, top.Name())
-		leaves, err := d.fs.ReadDir(name)
-		if err != nil {
-			return err
-		}
-		for _, leaf := range leaves {
-			if err := r.scanLeaf(top.Name(), leaf.Name()); err != nil {
-				return err
-			}
-		}
-	}
-	for _, p := range r.parts {
-		if !p.has(partSeen) {
-			if err := r.lose(p); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (r *recovery) scanHeld() error {
-	held := filepath.Join(r.d.root, heldDir)
-	entries, err := r.d.fs.ReadDir(held)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		name := filepath.Join(held, e.Name())
-		fi, err := r.d.fs.Stat(name)
-		if err != nil {
-			return err
-		}
-		h := heldFile{name, vfs.Allocated(fi)}
-		r.d.ledger.add(h.bytes, 1)
-		r.d.ledger.hold(h.bytes)
-		r.d.held = append(r.d.held, h)
-		if seq, ok := heldNumber(e.Name()); ok && seq > r.d.heldNames.Load() {
-			r.d.heldNames.Store(seq)
-		}
-	}
-	r.d.sweepHeld()
-	return nil
-}
-
-// heldNumber reads the number that discard put at the end of a name.
-func heldNumber(name string) (n uint64, ok bool) {
-	i := strings.LastIndex(name, "-x")
-	if i < 0 {
-		return 0, false
-	}
-	_, err := fmt.Sscanf(name[i+2:], "%x", &n)
-	return n, err == nil
-}
-
-// scanLeaf looks at the files of one fan-out directory and charges it.
-func (r *recovery) scanLeaf(top, leaf string) error {
-	d := r.d
-	rel := filepath.Join(top, leaf)
-	dir := filepath.Join(d.root, dataDir, rel)
-	entries, err := d.fs.ReadDir(dir)
-	if err != nil {
-		return err
-	}
-	n := int32(0)
-	for _, e := range entries {
-		name := filepath.Join(dir, e.Name())
-		id, err := block.ParseFileID(e.Name())
-		if p := r.find(id); err == nil && p != nil && d.partName(id) == name {
-			p.flags |= partSeen
-			d.ledger.add(0, 1)
-			n++
-			if err := r.compare(p, name); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := r.hold(name); err != nil {
-			return err
-		}
-	}
-	number := leafNumber(rel)
-	if number < 0 {
-		return nil
-	}
-	fi, err := d.fs.Stat(dir)
-	if err != nil {
-		return err
-	}
-	d.leaves.grow(number, n)
-	bytes := max(d.leaves.need(number), roundUp(vfs.Allocated(fi), d.block)+d.block)
-	d.leaves.charged(number, bytes)
-	d.ledger.add(bytes, 2)
-	return nil
-}
-
-// compare notes a part whose file takes more than its recorded pages do, or is
-// not of the right length. After a clean end there is none. It comes with the
-// listing of the file's directory, since in another order the files' inodes
-// would be read from all over the disk.
-func (r *recovery) compare(p *part, name string) error {
-	if r.clean {
-		return nil
-	}
-	fi, err := r.d.fs.Stat(name)
-	if err != nil {
-		return err
-	}
-	if vfs.Allocated(fi) > r.d.partCharge(p) || fi.Size() != p.length {
-		r.odd[p] = true
-	}
-	return nil
-}
-
-// leafNumber is the reverse of leafName; -1 for another name.
-func leafNumber(rel string) int {
-	n, err := strconv.ParseUint(strings.ReplaceAll(rel, string(filepath.Separator), ""), 16, 12)
-	if err != nil || leafName(int(n)) != rel {
-		return -1
-	}
-	return int(n)
-}
-
-// hold moves a file that is not ours to keep out of the way.
-func (r *recovery) hold(name string) error {
-	r.held++
-	return r.d.discard(name)
-}
-
 // settle checks the pages that may not be on the disk and charges all parts.
 func (r *recovery) settle() error {
 	if err := r.checkSuspects(); err != nil {
@@ -637,7 +539,10 @@ func (r *recovery) giveUp(p *part) error {
 	if err := r.lose(p); err != nil {
 		return err
 	}
-	return r.hold(d.partName(p.id))
+	if err := r.hold(d.partName(p.id)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil // somebody removed it
 }
 
 // punchUnknown gives the room of pages back that were written but not

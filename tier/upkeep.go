@@ -2,7 +2,9 @@ package tier
 
 import (
 	"errors"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"millrace/internal/errs"
@@ -431,7 +433,7 @@ func (d *dir) close() error {
 	// No record may come behind the last one.
 	d.gate.Lock()
 	var flags uint8
-	if !d.unknown.Load() {
+	if !d.unknown.Load() && !d.unrecorded() {
 		flags = flagClean
 	}
 	err := d.checkpointLocked(flags)
@@ -442,6 +444,30 @@ func (d *dir) close() error {
 	d.gate.Unlock()
 	d.closeIdle()
 	return errors.Join(err, d.lock.Close())
+}
+
+// unrecorded reports whether there is a file that the index does not know,
+// since nothing of it could be kept.
+func (d *dir) unrecorded() bool {
+	found := false
+	look := func(p *part) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		found = found || p.flags&(partCreated|partLogged|partDead) == partCreated && d.store.dirOf(p) == d
+	}
+	for _, p := range d.copyParts() {
+		look(p)
+	}
+	for i := range d.store.shards {
+		sh := &d.store.shards[i]
+		sh.mu.RLock()
+		parts := slices.Collect(maps.Values(sh.parts))
+		sh.mu.RUnlock()
+		for _, p := range parts {
+			look(p)
+		}
+	}
+	return found
 }
 
 // closeIdle closes the descriptors that no handle uses; the others go with
