@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"slices"
 	"sort"
 	"strconv"
 	"sync"
@@ -122,6 +123,11 @@ func (l *location) at(offset int64) (*fileBlock, error) {
 		return nil, errs.E(errs.Unavailable, "", "", fmt.Errorf("the NameNode tells of no block at %d", offset))
 	}
 	return &l.blocks[i], nil
+}
+
+// complete reports whether each block has a replica.
+func (l *location) complete() bool {
+	return !slices.ContainsFunc(l.blocks, func(b fileBlock) bool { return len(b.replicas) == 0 })
 }
 
 // Bounds of what a store remembers of locations: with three replicas a block

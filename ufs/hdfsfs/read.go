@@ -20,10 +20,6 @@ const (
 	maxWindow   = 2 << 20
 )
 
-// relocatePause is how long a reader waits before it asks where the replicas of
-// a block are by now, none of those that it knew having served.
-const relocatePause = 100 * time.Millisecond
-
 // Read opens the bytes e of one version of a file. Where its blocks are is
 // asked once and remembered.
 func (s *Store) Read(ctx context.Context, obj ufs.Object, e block.Extent) (io.ReadCloser, error) {
@@ -222,23 +218,32 @@ func (r *reader) avoid(err error) {
 	r.failures = append(r.failures, errs.Wrap(err, "DataNode", r.address))
 }
 
-// relocate asks once where the block's replicas are, after all that were known
-// have failed: blocks move, and tokens expire.
+// relocate asks where the block's replicas are, after all that were known have
+// failed: blocks move, and tokens expire. It asks again while there is none at
+// all, since a NameNode that starts does not know them at first.
 func (r *reader) relocate() error {
 	if r.located {
 		return failed(r.failures)
 	}
-	r.store.locations.drop(r.obj)
-	select {
-	case <-time.After(relocatePause):
-	case <-r.ctx.Done():
-		return r.ctx.Err()
-	}
-	if err := r.locate(); err != nil {
-		return err
-	}
 	r.located = true
-	return r.enterBlock()
+	r.store.locations.drop(r.obj)
+	end := time.Now().Add(r.store.nameNode.budget)
+	for pause := firstPause; ; pause = min(2*pause, maxPause) {
+		select {
+		case <-time.After(pause):
+		case <-r.ctx.Done():
+			return r.ctx.Err()
+		}
+		if err := r.locate(); err != nil {
+			return err
+		}
+		if err := r.enterBlock(); err != nil {
+			return err
+		}
+		if len(r.untried) > 0 || time.Now().After(end) {
+			return nil
+		}
+	}
 }
 
 // failed sums up why no replica of a block serves. Its kind is theirs where
@@ -272,7 +277,9 @@ func (r *reader) locate() error {
 	if err != nil {
 		return err
 	}
-	s.locations.put(r.obj, l)
+	if l.complete() {
+		s.locations.put(r.obj, l)
+	}
 	r.location = l
 	return nil
 }
