@@ -168,7 +168,7 @@ func TestSpoiledBlocks(t *testing.T) {
 		for i := range 8 {
 			g.Go(func() error {
 				rng := rand.New(rand.NewPCG(uint64(i), 1))
-				for range 20 {
+				for range 6 {
 					off := rng.Int64N(size)
 					e := block.Extent{Offset: off, Length: 1 + rng.Int64N(size-off)}
 					got, err := readAll(t.Context(), s, o, e)

@@ -286,7 +286,7 @@ func (c *client) left(conn *rpcConn) {
 
 // dial connects the library to a NameNode, within the context of the call under
 // way: that of the library is the background's.
-func (c *client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+func (c *client) dial(ctx context.Context, network, address string) (net.Conn, error) { //nolint:contextcheck // it is the caller's, where the library has none
 	c.mu.Lock()
 	if c.ctx != nil {
 		ctx = c.ctx
