@@ -12,13 +12,14 @@ import (
 
 	"millrace/internal/errs"
 	"millrace/ufs"
+	"millrace/ufs/hdfsfs"
 	"millrace/ufs/localfs"
 	"millrace/ufs/s3fs"
 )
 
 // underStores is every kind of under-store that this binary knows.
 func underStores() ufs.Registry {
-	return ufs.Registry{"file": localfs.Open, "s3": s3fs.Open}
+	return ufs.Registry{"file": localfs.Open, "hdfs": hdfsfs.Open, "s3": s3fs.Open}
 }
 
 func (a *app) ufsCommand() *cobra.Command {
@@ -32,7 +33,7 @@ func (a *app) ufsAddCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add PATH URI",
 		Short: "Bind an under-store, such as s3://bucket/prefix, to a path",
-		Long:  "Binds an under-store, such as s3://bucket/prefix or file:///dir, to a path.\n" + ufsOptionsHelp(),
+		Long:  "Binds an under-store, such as s3://bucket/prefix, hdfs://namenode/dir or file:///dir, to a path.\n" + ufsOptionsHelp(),
 		Args:  cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opts, err := parseUFSOptions(options)
@@ -148,11 +149,11 @@ func checkURI(uri string) (string, error) {
 	u, err := url.Parse(uri)
 	switch {
 	case err != nil:
-		return "", usagef("the under-store's URI cannot be read, want one like s3://bucket/prefix or file:///dir")
+		return "", usagef("the under-store's URI cannot be read, want one like s3://bucket/prefix, hdfs://namenode/dir or file:///dir")
 	case u.User != nil:
 		return "", usagef("%s: credentials do not belong into the URI", u.Redacted())
 	case u.Scheme == "":
-		return "", usagef("%q is no URI of an under-store, want one like s3://bucket/prefix or file:///dir", uri)
+		return "", usagef("%q is no URI of an under-store, want one like s3://bucket/prefix, hdfs://namenode/dir or file:///dir", uri)
 	}
 	if known := underStores(); known[u.Scheme] == nil {
 		return "", errs.E(errs.Unsupported, "open under-store", uri,

@@ -15,20 +15,25 @@ import (
 // The help and docs/ufs.md have every option that under-stores know, but those
 // that this release does not offer, and no other.
 func TestUFSOptionsAreDocumented(t *testing.T) {
-	_, err := underStores().Open(t.Context(), ufs.Config{URI: "s3://bucket", Options: map[string]string{"nonsense": "1"}})
-	if err == nil {
-		t.Fatal("an unknown option was taken")
+	var known []string
+	for _, uri := range []string{"s3://bucket", "hdfs://namenode"} {
+		_, err := underStores().Open(t.Context(), ufs.Config{URI: uri, Options: map[string]string{"nonsense": "1"}})
+		if err == nil {
+			t.Fatalf("%s: an unknown option was taken", uri)
+		}
+		_, list, ok := strings.Cut(err.Error(), "known are ")
+		if !ok {
+			t.Fatalf("the error names no options: %v", err)
+		}
+		known = append(known, strings.Split(list, ", ")...)
 	}
-	_, list, ok := strings.Cut(err.Error(), "known are ")
-	if !ok {
-		t.Fatalf("the error names no options: %v", err)
-	}
+	slices.Sort(known)
 	notOffered := []string{ufs.OptionPlacement, ufs.OptionWholeFileLimit}
-	want := slices.DeleteFunc(strings.Split(list, ", "), func(key string) bool { return slices.Contains(notOffered, key) })
+	want := slices.DeleteFunc(slices.Compact(known), func(key string) bool { return slices.Contains(notOffered, key) })
 
 	var help []string
-	all, s3 := ufsOptions()
-	for _, o := range append(all, s3...) {
+	all, s3, hdfs := ufsOptions()
+	for _, o := range slices.Concat(all, s3, hdfs) {
 		help = append(help, o.key)
 	}
 	slices.Sort(help)

@@ -1,6 +1,6 @@
 // Package testenv gives tests, the demo and the benchmarks what they need of
-// the world outside: a real S3 server on loopback, a proxy before it that
-// counts requests and injects faults, and a loud word when something that a
+// the world outside: a real S3 server and a real HDFS on loopback, a proxy
+// before the former that counts requests and injects faults, and a loud word when something that a
 // test needs is missing.
 //
 // It knows nothing of Millrace's own packages, so that any of them may use it

@@ -14,7 +14,8 @@ import (
 )
 
 // RequireEnv is the environment variable that lists the needs, separated by
-// commas, that must not be missing: "s3", "fuse", "root", "tmpfs", or "all".
+// commas, that must not be missing: "s3", "hdfs", "fuse", "root", "tmpfs", or
+// "all".
 const RequireEnv = "MILLRACE_REQUIRE"
 
 // ServerEnv is the environment variable that names the S3 server's binary.
@@ -32,6 +33,7 @@ const tmpfsRoom = 256 << 20
 // The needs that Require knows.
 const (
 	S3Server Need = "s3"    // the versitygw binary
+	HadoopFS Need = "hdfs"  // Java, and Hadoop's jars or Maven to fetch them once
 	Fuse     Need = "fuse"  // /dev/fuse, and the right to mount
 	Root     Need = "root"  // effective user ID 0
 	Tmpfs    Need = "tmpfs" // TmpfsDir is one, with room for tests
@@ -64,6 +66,8 @@ func (n Need) check() error {
 	case S3Server:
 		_, err := serverBinary()
 		return err
+	case HadoopFS:
+		return checkHDFS()
 	case Fuse:
 		return checkFuse()
 	case Root:

@@ -1,6 +1,6 @@
 // Package e2e runs the real binary as real processes, with ports and
-// directories of their own, against a real S3 server on loopback, and checks
-// every byte that it reads against the source.
+// directories of their own, against a real S3 server and a real HDFS on
+// loopback, and checks every byte that it reads against the source.
 //
 // It owns the proof of what the README promises: right bytes while the cache
 // evicts, after kill -9 at any time, and S3 requests counted at the server's

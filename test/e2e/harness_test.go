@@ -129,7 +129,13 @@ type up struct {
 // runs it. mounted says whether there is a FUSE mount.
 func newUp(t *testing.T, s *store, mounted bool, args ...string) *up {
 	t.Helper()
-	u := &up{cli: cli{t: t, env: s.env()}, uri: s.URI(""), dataDir: filepath.Join(t.TempDir(), "data"), args: args}
+	return newUpOf(t, s.URI(""), s.env(), mounted, args...)
+}
+
+// newUpOf is newUp for any under-store.
+func newUpOf(t *testing.T, uri string, env []string, mounted bool, args ...string) *up {
+	t.Helper()
+	u := &up{cli: cli{t: t, env: env}, uri: uri, dataDir: filepath.Join(t.TempDir(), "data"), args: args}
 	if mounted {
 		testenv.Require(t, testenv.Fuse, testenv.Root)
 		u.mountPoint = filepath.Join(t.TempDir(), "mnt")

@@ -28,6 +28,8 @@ type Fixture struct {
 	// PageSize is how many names one answer of the server lists; 0 is 1,000.
 	// The suite makes a directory of more than two answers.
 	PageSize int
+	// Takes reports whether the store can hold a file of that path; nil: any.
+	Takes func(path string) bool
 	// Mkdir makes an empty directory; nil when the store has none.
 	Mkdir func(t testing.TB, path string)
 }
