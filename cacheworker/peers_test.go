@@ -306,16 +306,17 @@ func TestPeersAreBounded(t *testing.T) {
 		if _, kept := p.known["w0"]; kept || len(p.known) != maxPeers {
 			t.Errorf("%d workers are known, the oldest among them: %v", len(p.known), kept)
 		}
-		for _, pause := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+		for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
+			pause := time.Duration(seconds) * time.Second
 			p.judge(holder(5), errs.E(errs.Timeout, "", "", nil))
 			p.judge(holder(5), errs.E(errs.Timeout, "", "", nil)) // another one that waited for it
-			time.Sleep(pause*time.Second - 1)
+			time.Sleep(pause - time.Nanosecond)
 			if _, err := p.peer(holder(5)); err == nil {
-				t.Errorf("asked before %d s are over", pause)
+				t.Errorf("asked before %v are over", pause)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			if _, err := p.peer(holder(5)); err != nil {
-				t.Errorf("after %d s: %v", pause, err)
+				t.Errorf("after %v: %v", pause, err)
 			}
 		}
 		p.judge(holder(5), errs.NotCached)

@@ -27,6 +27,9 @@ type Config struct {
 	// Owners is how many workers are tried for a block, best first, before
 	// the read waits a moment and begins again: 1 to 16.
 	Owners int `toml:"owners"`
+	// HedgeShare is of which part of the reads, when their worker is slow against
+	// its own history, a second worker is asked: 0 to 1, 0 for none.
+	HedgeShare float64 `toml:"hedge_share"`
 	// TCPConnections is how many connections a worker on another host gets,
 	// UnixConnections how many one on this host; they are pipelined. 1 to 64.
 	TCPConnections  int `toml:"tcp_connections"`
@@ -60,6 +63,7 @@ func DefaultConfig() Config {
 		ReadTimeout:     size.Duration(20 * time.Second),
 		ReadRetryFor:    size.Duration(90 * time.Second),
 		Owners:          3,
+		HedgeShare:      0.05,
 		TCPConnections:  4,
 		UnixConnections: 2,
 		ReadParallel:    4,
@@ -90,6 +94,9 @@ func (c *Config) Validate() error {
 		if d.v.Std() < time.Millisecond || d.v.Std() > 24*time.Hour {
 			bad(d.field, d.v, "1ms to 24h")
 		}
+	}
+	if !(c.HedgeShare >= 0 && c.HedgeShare <= 1) { // not what is no number either
+		bad("hedge_share", c.HedgeShare, "0 to 1")
 	}
 	for _, n := range []struct {
 		field       string
