@@ -50,7 +50,7 @@ type Worker struct {
 	SmallestDirBytes int64 `json:"smallest_dir_bytes"`
 }
 
-// Master is a master that has led.
+// Master is a master of the group that has been heard of.
 type Master struct {
 	ID   string `json:"id"`
 	GRPC string `json:"grpc"`
