@@ -30,6 +30,7 @@ func (m manyWorkers) location(w, i int) uint64 {
 
 // run is the life of one worker until ctx ends.
 func (m manyWorkers) run(ctx context.Context, t testing.TB, master api.WorkerRegistryServiceClient, w int) {
+	t.Helper()
 	id := fmt.Sprint("w", w)
 	time.Sleep(m.beat * time.Duration(w) / time.Duration(m.workers)) // heartbeats are spread
 	for sequence := uint64(0); ctx.Err() == nil; {
