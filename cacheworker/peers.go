@@ -64,12 +64,12 @@ type peer struct {
 	avoided time.Time     // it is not asked before
 }
 
-func newPeers(cfg Config, w *Worker, masters []finder) *peers {
+func newPeers(cfg Config, w *Worker) *peers {
 	self := w.identity.current().WorkerID
 	config := blockio.DefaultClientConfig()
 	config.WorkerID = string(self)
 	return &peers{
-		locator: newLocator(masters, self, w.log), tier: w.tier, gate: w.fetcher.inflight,
+		locator: newLocator(w.masters.finders, self, w.log), tier: w.tier, gate: w.fetcher.inflight,
 		share: &share{most: int64(cfg.FetchConcurrency)}, config: config,
 		epoch:    func() uint64 { return w.placement.Load().GetEpoch() },
 		counters: w.counters, log: w.log, known: make(map[block.WorkerID]*peer),

@@ -203,6 +203,8 @@ func (f finderFunc) FindBlocks(_ context.Context, in *api.FindBlocksRequest, _ .
 	return f(in)
 }
 
+func only(masters ...finder) func() []finder { return func() []finder { return masters } }
+
 func key(i int) block.Key { return block.Key{Index: uint32(i)} }
 
 // TestLocatorBatches: what is asked while a question is under way goes with
@@ -211,7 +213,7 @@ func TestLocatorBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		goOn := make(chan struct{})
 		var sizes []int
-		l := newLocator([]finder{finderFunc(func(in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
+		l := newLocator(only(finderFunc(func(in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
 			sizes = append(sizes, len(in.GetBlocks()))
 			<-goOn
 			out := &api.FindBlocksReply{Others: 1}
@@ -220,7 +222,7 @@ func TestLocatorBatches(t *testing.T) {
 				out.Blocks = append(out.Blocks, &api.Holders{Workers: []uint32{uint32(i), 1 << 20}})
 			}
 			return out, nil
-		})}, "self", slog.New(slog.DiscardHandler))
+		})), "self", slog.New(slog.DiscardHandler))
 		var g sync.WaitGroup
 		ask := func(i int) {
 			g.Go(func() {
@@ -263,7 +265,7 @@ func TestLocatorAsksWhoAnswers(t *testing.T) {
 				Others: 1, Workers: []*api.Holder{{Id: "w"}}, Blocks: []*api.Holders{{Workers: []uint32{0}}},
 			}, nil
 		})
-		l := newLocator([]finder{bad, good}, "self", slog.New(slog.DiscardHandler))
+		l := newLocator(only(bad, good), "self", slog.New(slog.DiscardHandler))
 		for i, step := range []struct {
 			epoch      uint64
 			after      time.Duration
