@@ -17,6 +17,10 @@ type Config struct {
 
 	// CallTimeout bounds one attempt at a master.
 	CallTimeout size.Duration `toml:"call_timeout"`
+	// MasterSilence is after what time without an answer of a master the others
+	// are asked whether one of them leads now, as after the leader's machine
+	// froze.
+	MasterSilence size.Duration `toml:"master_silence"`
 	// RetryFor is how long a call is repeated while no leader answers it.
 	RetryFor size.Duration `toml:"retry_for"`
 	// ReadTimeout bounds one attempt at a worker.
@@ -59,6 +63,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		CallTimeout:     size.Duration(30 * time.Second),
+		MasterSilence:   size.Duration(time.Second),
 		RetryFor:        size.Duration(30 * time.Second),
 		ReadTimeout:     size.Duration(20 * time.Second),
 		ReadRetryFor:    size.Duration(90 * time.Second),
@@ -87,6 +92,7 @@ func (c *Config) Validate() error {
 		v     size.Duration
 	}{
 		{"call_timeout", c.CallTimeout},
+		{"master_silence", c.MasterSilence},
 		{"retry_for", c.RetryFor},
 		{"read_timeout", c.ReadTimeout},
 		{"read_retry_for", c.ReadRetryFor},

@@ -11,6 +11,7 @@ func keyDocs() map[string]string {
 		"client.entry_cache":               "entry_cache is how many files stay known for as long as the master's answer about them is valid, so that they open without a master: 1 to 1048576.",
 		"client.hedge_share":               "hedge_share is of which part of the reads, when their worker is slow against its own history, a second worker is asked: 0 to 1, 0 for none.",
 		"client.idle_handles":              "idle_handles is how many files that nobody reads stay registered on each connection to a worker, so that they open again without a round trip: 0 to 8192.",
+		"client.master_silence":            "master_silence is after what time without an answer of a master the others are asked whether one of them leads now, as after the leader's machine froze.",
 		"client.owners":                    "owners is how many workers are tried for a block, best first, before the read waits a moment and begins again: 1 to 16.",
 		"client.read_parallel":             "read_parallel bounds the pieces of one large read that are under way at once: 1 to 64.",
 		"client.read_retry_for":            "read_retry_for is how long a read is repeated while no worker can serve it; then the reader gets an error.",
