@@ -69,6 +69,9 @@ func TestPeerHasIt(t *testing.T) {
 			if n := p.w.counters.peerBytes.Load(); n != length {
 				t.Errorf("%d bytes came from the other worker, want %d", n, length)
 			}
+			if sent, served := p.other.w.counters.peerSent.Load(), p.other.w.counters.bytesServed.Load(); sent != length || served != length {
+				t.Errorf("the other worker sent %d bytes here and served %d, want %d each", sent, served, length)
+			}
 			p.mustRead(tk, tk.Geometry().Whole())
 			if _, n := p.tier.Cached(tk.FileID); n != length {
 				t.Errorf("%d bytes are kept, want %d", n, length)

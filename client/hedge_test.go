@@ -189,10 +189,10 @@ func TestHistory(t *testing.T) {
 		t.Errorf("slow at %v before anything is known", d)
 	}
 	for range historyLength {
-		h.note(small, time.Duration(rand.Int64N(int64(100*time.Millisecond))))
+		h.note(small, time.Duration(rand.Int64N(int64(time.Second))))
 	}
-	if d := h.slowAt(small); d < 80*time.Millisecond || d > 125*time.Millisecond {
-		t.Errorf("slow at %v, where 5 %% take 95 ms and more", d)
+	if d := h.slowAt(small); d < 900*time.Millisecond || d > 1250*time.Millisecond {
+		t.Errorf("slow at %v, where 5 %% take 0.95 s and more", d)
 	}
 	if d := h.slowAt(large); d != slowUnknown {
 		t.Errorf("large reads are slow at %v", d)

@@ -12,11 +12,13 @@ import (
 const (
 	// slowShare is which part of the answers counts as slow.
 	slowShare = 0.05
-	// An answer is never slow before slowLeast, which a busy machine may need,
-	// and always after slowMost. slowUnknown holds until slowAfter answers came.
-	slowLeast   = 20 * time.Millisecond
+	// An answer is never slow before slowLeast, which the first byte of an
+	// under-store may need after many answers from the cache: whoever is asked
+	// beside would have it fetched again. It always is after slowMost.
+	// slowUnknown holds until slowAfter answers came.
+	slowLeast   = 100 * time.Millisecond
 	slowMost    = 5 * time.Second
-	slowUnknown = 250 * time.Millisecond
+	slowUnknown = 500 * time.Millisecond
 	slowAfter   = 32
 	// The history halves when it has historyLength answers.
 	historyLength = 1024
