@@ -26,7 +26,7 @@
 //   - That something is missing is never believed for longer than missing_ttl,
 //     whatever the freshness.
 //   - Placement follows the registry, not liveness: a worker that is away
-//     keeps what it owns.
+//     keeps what it owns until an operator drains or forgets it.
 //   - A job's committed sums count exactly the files up to its committed
 //     cursor, so that a new leader goes on without counting any twice.
 package cachemaster
