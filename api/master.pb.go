@@ -2108,6 +2108,8 @@ type HeartbeatReply struct {
 	Mounts        *Mounts                `protobuf:"bytes,3,opt,name=mounts,proto3" json:"mounts,omitempty"`                      // when the worker's is older
 	Placement     *Placement             `protobuf:"bytes,4,opt,name=placement,proto3" json:"placement,omitempty"`                // when the worker's is older
 	ClusterId     string                 `protobuf:"bytes,5,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	MasterId      string                 `protobuf:"bytes,6,opt,name=master_id,json=masterId,proto3" json:"master_id,omitempty"` // who answers
+	Masters       []*MasterAddress       `protobuf:"bytes,7,rep,name=masters,proto3" json:"masters,omitempty"`                   // all of the group
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2177,6 +2179,73 @@ func (x *HeartbeatReply) GetClusterId() string {
 	return ""
 }
 
+func (x *HeartbeatReply) GetMasterId() string {
+	if x != nil {
+		return x.MasterId
+	}
+	return ""
+}
+
+func (x *HeartbeatReply) GetMasters() []*MasterAddress {
+	if x != nil {
+		return x.Masters
+	}
+	return nil
+}
+
+// MasterAddress says where a master is reached.
+type MasterAddress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Grpc          string                 `protobuf:"bytes,2,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MasterAddress) Reset() {
+	*x = MasterAddress{}
+	mi := &file_master_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MasterAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MasterAddress) ProtoMessage() {}
+
+func (x *MasterAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_master_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MasterAddress.ProtoReflect.Descriptor instead.
+func (*MasterAddress) Descriptor() ([]byte, []int) {
+	return file_master_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *MasterAddress) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *MasterAddress) GetGrpc() string {
+	if x != nil {
+		return x.Grpc
+	}
+	return ""
+}
+
 type ReportBlocksRequest struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	WorkerId   string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
@@ -2199,7 +2268,7 @@ type ReportBlocksRequest struct {
 
 func (x *ReportBlocksRequest) Reset() {
 	*x = ReportBlocksRequest{}
-	mi := &file_master_proto_msgTypes[37]
+	mi := &file_master_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2280,7 @@ func (x *ReportBlocksRequest) String() string {
 func (*ReportBlocksRequest) ProtoMessage() {}
 
 func (x *ReportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[37]
+	mi := &file_master_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2293,7 @@ func (x *ReportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ReportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{37}
+	return file_master_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReportBlocksRequest) GetWorkerId() string {
@@ -2292,7 +2361,7 @@ type ReportBlocksReply struct {
 
 func (x *ReportBlocksReply) Reset() {
 	*x = ReportBlocksReply{}
-	mi := &file_master_proto_msgTypes[38]
+	mi := &file_master_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2304,7 +2373,7 @@ func (x *ReportBlocksReply) String() string {
 func (*ReportBlocksReply) ProtoMessage() {}
 
 func (x *ReportBlocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[38]
+	mi := &file_master_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2317,7 +2386,7 @@ func (x *ReportBlocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportBlocksReply.ProtoReflect.Descriptor instead.
 func (*ReportBlocksReply) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{38}
+	return file_master_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReportBlocksReply) GetNeedFull() bool {
@@ -2477,7 +2546,7 @@ const file_master_proto_rawDesc = "" +
 	"\bcounters\x18\x05 \x01(\v2\x15.millrace.v1.CountersR\bcounters\x12%\n" +
 	"\x0emounts_version\x18\x06 \x01(\x04R\rmountsVersion\x12'\n" +
 	"\x0fplacement_epoch\x18\a \x01(\x04R\x0eplacementEpoch\x12\x18\n" +
-	"\aleaving\x18\b \x01(\bR\aleaving\"\xcf\x01\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\"\xa2\x02\n" +
 	"\x0eHeartbeatReply\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\bR\n" +
@@ -2486,7 +2555,12 @@ const file_master_proto_rawDesc = "" +
 	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\x124\n" +
 	"\tplacement\x18\x04 \x01(\v2\x16.millrace.v1.PlacementR\tplacement\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x05 \x01(\tR\tclusterId\"\xf4\x01\n" +
+	"cluster_id\x18\x05 \x01(\tR\tclusterId\x12\x1b\n" +
+	"\tmaster_id\x18\x06 \x01(\tR\bmasterId\x124\n" +
+	"\amasters\x18\a \x03(\v2\x1a.millrace.v1.MasterAddressR\amasters\"3\n" +
+	"\rMasterAddress\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04grpc\x18\x02 \x01(\tR\x04grpc\"\xf4\x01\n" +
 	"\x13ReportBlocksRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vstart_epoch\x18\x02 \x01(\x04R\n" +
@@ -2548,7 +2622,7 @@ func file_master_proto_rawDescGZIP() []byte {
 }
 
 var file_master_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_master_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_master_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_master_proto_goTypes = []any{
 	(JobState)(0),               // 0: millrace.v1.JobState
 	(*StatRequest)(nil),         // 1: millrace.v1.StatRequest
@@ -2588,88 +2662,90 @@ var file_master_proto_goTypes = []any{
 	(*RegisterReply)(nil),       // 35: millrace.v1.RegisterReply
 	(*HeartbeatRequest)(nil),    // 36: millrace.v1.HeartbeatRequest
 	(*HeartbeatReply)(nil),      // 37: millrace.v1.HeartbeatReply
-	(*ReportBlocksRequest)(nil), // 38: millrace.v1.ReportBlocksRequest
-	(*ReportBlocksReply)(nil),   // 39: millrace.v1.ReportBlocksReply
-	nil,                         // 40: millrace.v1.AddUFSRequest.OptionsEntry
-	(*Entry)(nil),               // 41: millrace.v1.Entry
-	(*UFSMount)(nil),            // 42: millrace.v1.UFSMount
-	(*Mounts)(nil),              // 43: millrace.v1.Mounts
-	(*WorkerInfo)(nil),          // 44: millrace.v1.WorkerInfo
-	(*Counters)(nil),            // 45: millrace.v1.Counters
-	(*Placement)(nil),           // 46: millrace.v1.Placement
-	(*WorkerAddresses)(nil),     // 47: millrace.v1.WorkerAddresses
-	(*Tier)(nil),                // 48: millrace.v1.Tier
+	(*MasterAddress)(nil),       // 38: millrace.v1.MasterAddress
+	(*ReportBlocksRequest)(nil), // 39: millrace.v1.ReportBlocksRequest
+	(*ReportBlocksReply)(nil),   // 40: millrace.v1.ReportBlocksReply
+	nil,                         // 41: millrace.v1.AddUFSRequest.OptionsEntry
+	(*Entry)(nil),               // 42: millrace.v1.Entry
+	(*UFSMount)(nil),            // 43: millrace.v1.UFSMount
+	(*Mounts)(nil),              // 44: millrace.v1.Mounts
+	(*WorkerInfo)(nil),          // 45: millrace.v1.WorkerInfo
+	(*Counters)(nil),            // 46: millrace.v1.Counters
+	(*Placement)(nil),           // 47: millrace.v1.Placement
+	(*WorkerAddresses)(nil),     // 48: millrace.v1.WorkerAddresses
+	(*Tier)(nil),                // 49: millrace.v1.Tier
 }
 var file_master_proto_depIdxs = []int32{
-	41, // 0: millrace.v1.StatReply.entry:type_name -> millrace.v1.Entry
-	41, // 1: millrace.v1.ListReply.entries:type_name -> millrace.v1.Entry
-	41, // 2: millrace.v1.LocateReply.entry:type_name -> millrace.v1.Entry
+	42, // 0: millrace.v1.StatReply.entry:type_name -> millrace.v1.Entry
+	42, // 1: millrace.v1.ListReply.entries:type_name -> millrace.v1.Entry
+	42, // 2: millrace.v1.LocateReply.entry:type_name -> millrace.v1.Entry
 	6,  // 3: millrace.v1.LocateReply.blocks:type_name -> millrace.v1.BlockLocation
-	40, // 4: millrace.v1.AddUFSRequest.options:type_name -> millrace.v1.AddUFSRequest.OptionsEntry
-	42, // 5: millrace.v1.AddUFSReply.mount:type_name -> millrace.v1.UFSMount
-	43, // 6: millrace.v1.ListUFSReply.mounts:type_name -> millrace.v1.Mounts
+	41, // 4: millrace.v1.AddUFSRequest.options:type_name -> millrace.v1.AddUFSRequest.OptionsEntry
+	43, // 5: millrace.v1.AddUFSReply.mount:type_name -> millrace.v1.UFSMount
+	44, // 6: millrace.v1.ListUFSReply.mounts:type_name -> millrace.v1.Mounts
 	26, // 7: millrace.v1.ListJobsReply.jobs:type_name -> millrace.v1.Job
 	0,  // 8: millrace.v1.Job.state:type_name -> millrace.v1.JobState
 	25, // 9: millrace.v1.Job.files:type_name -> millrace.v1.JobSums
 	25, // 10: millrace.v1.Job.bytes:type_name -> millrace.v1.JobSums
 	28, // 11: millrace.v1.StatusReply.masters:type_name -> millrace.v1.MasterInfo
-	44, // 12: millrace.v1.StatusReply.workers:type_name -> millrace.v1.WorkerInfo
-	43, // 13: millrace.v1.StatusReply.mounts:type_name -> millrace.v1.Mounts
-	45, // 14: millrace.v1.StatusReply.counters:type_name -> millrace.v1.Counters
-	46, // 15: millrace.v1.Membership.placement:type_name -> millrace.v1.Placement
-	44, // 16: millrace.v1.Membership.workers:type_name -> millrace.v1.WorkerInfo
-	45, // 17: millrace.v1.ReportClientRequest.counters:type_name -> millrace.v1.Counters
-	47, // 18: millrace.v1.RegisterRequest.addresses:type_name -> millrace.v1.WorkerAddresses
-	46, // 19: millrace.v1.RegisterReply.placement:type_name -> millrace.v1.Placement
-	43, // 20: millrace.v1.RegisterReply.mounts:type_name -> millrace.v1.Mounts
-	47, // 21: millrace.v1.HeartbeatRequest.addresses:type_name -> millrace.v1.WorkerAddresses
-	48, // 22: millrace.v1.HeartbeatRequest.tiers:type_name -> millrace.v1.Tier
-	45, // 23: millrace.v1.HeartbeatRequest.counters:type_name -> millrace.v1.Counters
-	43, // 24: millrace.v1.HeartbeatReply.mounts:type_name -> millrace.v1.Mounts
-	46, // 25: millrace.v1.HeartbeatReply.placement:type_name -> millrace.v1.Placement
-	1,  // 26: millrace.v1.NamespaceService.Stat:input_type -> millrace.v1.StatRequest
-	3,  // 27: millrace.v1.NamespaceService.List:input_type -> millrace.v1.ListRequest
-	5,  // 28: millrace.v1.NamespaceService.Locate:input_type -> millrace.v1.LocateRequest
-	8,  // 29: millrace.v1.NamespaceService.Usage:input_type -> millrace.v1.UsageRequest
-	10, // 30: millrace.v1.NamespaceService.Free:input_type -> millrace.v1.FreeRequest
-	12, // 31: millrace.v1.UFSService.AddUFS:input_type -> millrace.v1.AddUFSRequest
-	14, // 32: millrace.v1.UFSService.ListUFS:input_type -> millrace.v1.ListUFSRequest
-	16, // 33: millrace.v1.UFSService.RemoveUFS:input_type -> millrace.v1.RemoveUFSRequest
-	18, // 34: millrace.v1.JobService.SubmitLoad:input_type -> millrace.v1.SubmitLoadRequest
-	20, // 35: millrace.v1.JobService.GetJob:input_type -> millrace.v1.GetJobRequest
-	21, // 36: millrace.v1.JobService.ListJobs:input_type -> millrace.v1.ListJobsRequest
-	23, // 37: millrace.v1.JobService.WatchJob:input_type -> millrace.v1.WatchJobRequest
-	24, // 38: millrace.v1.JobService.CancelJob:input_type -> millrace.v1.CancelJobRequest
-	27, // 39: millrace.v1.ClusterService.Status:input_type -> millrace.v1.StatusRequest
-	30, // 40: millrace.v1.ClusterService.Watch:input_type -> millrace.v1.WatchRequest
-	32, // 41: millrace.v1.ClusterService.ReportClient:input_type -> millrace.v1.ReportClientRequest
-	34, // 42: millrace.v1.WorkerRegistryService.Register:input_type -> millrace.v1.RegisterRequest
-	36, // 43: millrace.v1.WorkerRegistryService.Heartbeat:input_type -> millrace.v1.HeartbeatRequest
-	38, // 44: millrace.v1.WorkerRegistryService.ReportBlocks:input_type -> millrace.v1.ReportBlocksRequest
-	2,  // 45: millrace.v1.NamespaceService.Stat:output_type -> millrace.v1.StatReply
-	4,  // 46: millrace.v1.NamespaceService.List:output_type -> millrace.v1.ListReply
-	7,  // 47: millrace.v1.NamespaceService.Locate:output_type -> millrace.v1.LocateReply
-	9,  // 48: millrace.v1.NamespaceService.Usage:output_type -> millrace.v1.UsageReply
-	11, // 49: millrace.v1.NamespaceService.Free:output_type -> millrace.v1.FreeReply
-	13, // 50: millrace.v1.UFSService.AddUFS:output_type -> millrace.v1.AddUFSReply
-	15, // 51: millrace.v1.UFSService.ListUFS:output_type -> millrace.v1.ListUFSReply
-	17, // 52: millrace.v1.UFSService.RemoveUFS:output_type -> millrace.v1.RemoveUFSReply
-	19, // 53: millrace.v1.JobService.SubmitLoad:output_type -> millrace.v1.SubmitLoadReply
-	26, // 54: millrace.v1.JobService.GetJob:output_type -> millrace.v1.Job
-	22, // 55: millrace.v1.JobService.ListJobs:output_type -> millrace.v1.ListJobsReply
-	26, // 56: millrace.v1.JobService.WatchJob:output_type -> millrace.v1.Job
-	26, // 57: millrace.v1.JobService.CancelJob:output_type -> millrace.v1.Job
-	29, // 58: millrace.v1.ClusterService.Status:output_type -> millrace.v1.StatusReply
-	31, // 59: millrace.v1.ClusterService.Watch:output_type -> millrace.v1.Membership
-	33, // 60: millrace.v1.ClusterService.ReportClient:output_type -> millrace.v1.ReportClientReply
-	35, // 61: millrace.v1.WorkerRegistryService.Register:output_type -> millrace.v1.RegisterReply
-	37, // 62: millrace.v1.WorkerRegistryService.Heartbeat:output_type -> millrace.v1.HeartbeatReply
-	39, // 63: millrace.v1.WorkerRegistryService.ReportBlocks:output_type -> millrace.v1.ReportBlocksReply
-	45, // [45:64] is the sub-list for method output_type
-	26, // [26:45] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	45, // 12: millrace.v1.StatusReply.workers:type_name -> millrace.v1.WorkerInfo
+	44, // 13: millrace.v1.StatusReply.mounts:type_name -> millrace.v1.Mounts
+	46, // 14: millrace.v1.StatusReply.counters:type_name -> millrace.v1.Counters
+	47, // 15: millrace.v1.Membership.placement:type_name -> millrace.v1.Placement
+	45, // 16: millrace.v1.Membership.workers:type_name -> millrace.v1.WorkerInfo
+	46, // 17: millrace.v1.ReportClientRequest.counters:type_name -> millrace.v1.Counters
+	48, // 18: millrace.v1.RegisterRequest.addresses:type_name -> millrace.v1.WorkerAddresses
+	47, // 19: millrace.v1.RegisterReply.placement:type_name -> millrace.v1.Placement
+	44, // 20: millrace.v1.RegisterReply.mounts:type_name -> millrace.v1.Mounts
+	48, // 21: millrace.v1.HeartbeatRequest.addresses:type_name -> millrace.v1.WorkerAddresses
+	49, // 22: millrace.v1.HeartbeatRequest.tiers:type_name -> millrace.v1.Tier
+	46, // 23: millrace.v1.HeartbeatRequest.counters:type_name -> millrace.v1.Counters
+	44, // 24: millrace.v1.HeartbeatReply.mounts:type_name -> millrace.v1.Mounts
+	47, // 25: millrace.v1.HeartbeatReply.placement:type_name -> millrace.v1.Placement
+	38, // 26: millrace.v1.HeartbeatReply.masters:type_name -> millrace.v1.MasterAddress
+	1,  // 27: millrace.v1.NamespaceService.Stat:input_type -> millrace.v1.StatRequest
+	3,  // 28: millrace.v1.NamespaceService.List:input_type -> millrace.v1.ListRequest
+	5,  // 29: millrace.v1.NamespaceService.Locate:input_type -> millrace.v1.LocateRequest
+	8,  // 30: millrace.v1.NamespaceService.Usage:input_type -> millrace.v1.UsageRequest
+	10, // 31: millrace.v1.NamespaceService.Free:input_type -> millrace.v1.FreeRequest
+	12, // 32: millrace.v1.UFSService.AddUFS:input_type -> millrace.v1.AddUFSRequest
+	14, // 33: millrace.v1.UFSService.ListUFS:input_type -> millrace.v1.ListUFSRequest
+	16, // 34: millrace.v1.UFSService.RemoveUFS:input_type -> millrace.v1.RemoveUFSRequest
+	18, // 35: millrace.v1.JobService.SubmitLoad:input_type -> millrace.v1.SubmitLoadRequest
+	20, // 36: millrace.v1.JobService.GetJob:input_type -> millrace.v1.GetJobRequest
+	21, // 37: millrace.v1.JobService.ListJobs:input_type -> millrace.v1.ListJobsRequest
+	23, // 38: millrace.v1.JobService.WatchJob:input_type -> millrace.v1.WatchJobRequest
+	24, // 39: millrace.v1.JobService.CancelJob:input_type -> millrace.v1.CancelJobRequest
+	27, // 40: millrace.v1.ClusterService.Status:input_type -> millrace.v1.StatusRequest
+	30, // 41: millrace.v1.ClusterService.Watch:input_type -> millrace.v1.WatchRequest
+	32, // 42: millrace.v1.ClusterService.ReportClient:input_type -> millrace.v1.ReportClientRequest
+	34, // 43: millrace.v1.WorkerRegistryService.Register:input_type -> millrace.v1.RegisterRequest
+	36, // 44: millrace.v1.WorkerRegistryService.Heartbeat:input_type -> millrace.v1.HeartbeatRequest
+	39, // 45: millrace.v1.WorkerRegistryService.ReportBlocks:input_type -> millrace.v1.ReportBlocksRequest
+	2,  // 46: millrace.v1.NamespaceService.Stat:output_type -> millrace.v1.StatReply
+	4,  // 47: millrace.v1.NamespaceService.List:output_type -> millrace.v1.ListReply
+	7,  // 48: millrace.v1.NamespaceService.Locate:output_type -> millrace.v1.LocateReply
+	9,  // 49: millrace.v1.NamespaceService.Usage:output_type -> millrace.v1.UsageReply
+	11, // 50: millrace.v1.NamespaceService.Free:output_type -> millrace.v1.FreeReply
+	13, // 51: millrace.v1.UFSService.AddUFS:output_type -> millrace.v1.AddUFSReply
+	15, // 52: millrace.v1.UFSService.ListUFS:output_type -> millrace.v1.ListUFSReply
+	17, // 53: millrace.v1.UFSService.RemoveUFS:output_type -> millrace.v1.RemoveUFSReply
+	19, // 54: millrace.v1.JobService.SubmitLoad:output_type -> millrace.v1.SubmitLoadReply
+	26, // 55: millrace.v1.JobService.GetJob:output_type -> millrace.v1.Job
+	22, // 56: millrace.v1.JobService.ListJobs:output_type -> millrace.v1.ListJobsReply
+	26, // 57: millrace.v1.JobService.WatchJob:output_type -> millrace.v1.Job
+	26, // 58: millrace.v1.JobService.CancelJob:output_type -> millrace.v1.Job
+	29, // 59: millrace.v1.ClusterService.Status:output_type -> millrace.v1.StatusReply
+	31, // 60: millrace.v1.ClusterService.Watch:output_type -> millrace.v1.Membership
+	33, // 61: millrace.v1.ClusterService.ReportClient:output_type -> millrace.v1.ReportClientReply
+	35, // 62: millrace.v1.WorkerRegistryService.Register:output_type -> millrace.v1.RegisterReply
+	37, // 63: millrace.v1.WorkerRegistryService.Heartbeat:output_type -> millrace.v1.HeartbeatReply
+	40, // 64: millrace.v1.WorkerRegistryService.ReportBlocks:output_type -> millrace.v1.ReportBlocksReply
+	46, // [46:65] is the sub-list for method output_type
+	27, // [27:46] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_master_proto_init() }
@@ -2684,7 +2760,7 @@ func file_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_master_proto_rawDesc), len(file_master_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

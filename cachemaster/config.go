@@ -17,8 +17,9 @@ type Config struct {
 	// ID names this master in the group. Empty: one is drawn at the first
 	// start and kept in the data directory.
 	ID string `toml:"id"`
-	// Voters are the masters of the group at its first start, this one
-	// included. Empty: this one alone.
+	// Voters are the masters that found the group: it begins when all of them
+	// are up for the first time. A master that is not among them waits to be
+	// added. Empty: this one alone.
 	Voters []Voter `toml:"voter"`
 	// AdvertiseRaft is the address at which the other masters reach this
 	// one's Raft listener. Empty: the listener's own.
@@ -40,6 +41,12 @@ type Config struct {
 	RaftCommitTimeout size.Duration `toml:"raft_commit_timeout"`
 	// RaftSnapshotEntries is after how many log entries a snapshot is taken.
 	RaftSnapshotEntries uint64 `toml:"raft_snapshot_entries"`
+	// RaftSnapshotInterval is how often that is looked at, drawn anew each time
+	// between it and its double: it bounds the log under a burst of changes.
+	RaftSnapshotInterval size.Duration `toml:"raft_snapshot_interval"`
+	// RaftTrailingEntries is how many log entries are kept behind a snapshot,
+	// so that a master that was away for a while needs no snapshot.
+	RaftTrailingEntries uint64 `toml:"raft_trailing_entries"`
 	// ApplyTimeout bounds the wait for one change to be committed.
 	ApplyTimeout size.Duration `toml:"apply_timeout"`
 
@@ -130,6 +137,8 @@ func DefaultConfig() Config {
 		RaftLeaderLeaseTimeout: size.Duration(500 * time.Millisecond),
 		RaftCommitTimeout:      size.Duration(50 * time.Millisecond),
 		RaftSnapshotEntries:    8192,
+		RaftSnapshotInterval:   size.Duration(10 * time.Second),
+		RaftTrailingEntries:    8192,
 		ApplyTimeout:           size.Duration(10 * time.Second),
 		SuspectAfter:           size.Duration(3 * time.Second),
 		LostAfter:              size.Duration(30 * time.Second),
@@ -172,6 +181,7 @@ func (c Config) Validate() error {
 		{"raft_election_timeout", c.RaftElectionTimeout},
 		{"raft_leader_lease_timeout", c.RaftLeaderLeaseTimeout},
 		{"raft_commit_timeout", c.RaftCommitTimeout},
+		{"raft_snapshot_interval", c.RaftSnapshotInterval},
 		{"apply_timeout", c.ApplyTimeout},
 		{"suspect_after", c.SuspectAfter},
 		{"freshness_ttl", c.FreshnessTTL},
@@ -194,6 +204,7 @@ func (c Config) Validate() error {
 		val int64
 	}{
 		{"raft_snapshot_entries", int64(min(c.RaftSnapshotEntries, 1<<62))},
+		{"raft_trailing_entries", int64(min(c.RaftTrailingEntries, 1<<62))},
 		{"metadata_cache_bytes", int64(c.MetadataCacheBytes)},
 		{"max_listing_entries", int64(c.MaxListingEntries)},
 		{"list_ahead_entries", int64(c.ListAheadEntries)},
@@ -246,8 +257,8 @@ func (c Config) validateVoters() []error {
 			found = append(found, errs.E(errs.Invalid, "", key+".raft", err))
 		}
 	}
-	if len(c.Voters) > 0 && !ids[c.ID] {
-		found = append(found, errs.E(errs.Invalid, "", "id", fmt.Errorf("must be the id of one of the voters, is %q", c.ID)))
+	if len(c.Voters) > 0 && c.ID == "" {
+		found = append(found, errs.E(errs.Invalid, "", "id", errors.New("must be given where voters are")))
 	}
 	return found
 }

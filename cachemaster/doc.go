@@ -10,6 +10,12 @@
 // that it still leads (see raftNode.verify).
 //
 // Invariants:
+//   - A disk that is empty takes part in the group in two cases only: it is
+//     one of those that the group is founded with, or the group does not count
+//     on it (see founding.go). No vote is given twice, and nothing that was
+//     acknowledged is lost with a disk.
+//   - The Raft log and its snapshots are bounded by raft_snapshot_entries,
+//     raft_trailing_entries and two snapshots.
 //   - What is replicated changes through a committed command alone; the
 //     membership's liveness, the block map and the metadata cache are soft and
 //     may be lost at any time.
@@ -20,7 +26,7 @@
 //   - That something is missing is never believed for longer than missing_ttl,
 //     whatever the freshness.
 //   - Placement follows the registry, not liveness: a worker that is away
-//     keeps what it owns.
+//     keeps what it owns until an operator drains or forgets it.
 //   - A job's committed sums count exactly the files up to its committed
 //     cursor, so that a new leader goes on without counting any twice.
 package cachemaster

@@ -32,6 +32,9 @@ type Deps struct {
 	HTTPAddr string
 	// DataDir holds the master's state. It exists and is nobody else's.
 	DataDir string
+	// Masters are the gRPC addresses of the group's masters, as workers and
+	// clients know them; this one's may be among them.
+	Masters []string
 }
 
 // maxIDLength bounds the IDs of workers and clients, in bytes.
@@ -47,19 +50,22 @@ type Master struct {
 	grpc  string           // the address that others are told
 	store *fsm.Store
 
-	raft    *raftNode // set by Run before anything serves
-	ufs     *ufsCounters
-	ns      *namespace
-	members *membership
-	blocks  *blockmap.Map
-	peers   *peers
-	jobs    *scheduler
-	metrics *metrics
+	raft      *raftNode // set by Run before anything serves; takes part once running
+	group     *groupConns
+	announced *announced // of leaders
+	ufs       *ufsCounters
+	ns        *namespace
+	members   *membership
+	blocks    *blockmap.Map
+	peers     *peers
+	jobs      *scheduler
+	metrics   *metrics
 
 	// leading is true from when this master, as the leader, has applied all
 	// that was committed before, until it learns that it leads no more.
 	leading  atomic.Bool
 	running  atomic.Bool   // Raft is up
+	fresh    atomic.Bool   // the disk is empty: this master takes no part yet
 	stopping chan struct{} // closed when streams should end
 
 	idMu    sync.Mutex
@@ -87,6 +93,8 @@ func newMaster(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registere
 	m.ufs = newUFSCounters()
 	m.blocks = blockmap.New(m.now)
 	m.peers = newPeers()
+	m.group = newGroupConns()
+	m.announced = newAnnounced(m.now)
 	state := func() *fsm.State { return m.store.State() }
 	m.ns = newNamespace(cfg, m.now, state, newStores(deps.UFS, m.ufs, log))
 	m.members = newMembership(cfg, m.now, state, m.blocks)
@@ -120,35 +128,64 @@ func (m *Master) Run(ctx context.Context) (err error) {
 		return errors.Join(err, closeListener(m.deps.GRPC), closeListener(m.deps.Raft))
 	}
 	m.raft = node
-	m.running.Store(true)
+	fresh, err := node.fresh()
+	if err != nil {
+		return errors.Join(err, closeListener(m.deps.GRPC), node.close())
+	}
+	m.fresh.Store(fresh)
 
 	server := m.newServer()
-	serve := make(chan error, 1)
+	ended := make(chan error, 2)
 	var wg sync.WaitGroup
-	wg.Go(func() { serve <- server.Serve(m.deps.GRPC) })
+	wg.Go(func() {
+		if err := server.Serve(m.deps.GRPC); err != nil {
+			ended <- fmt.Errorf("serve gRPC: %w", err)
+		}
+	})
 	background, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	wg.Go(func() { m.members.run(background) })
-	wg.Go(func() { m.follow(background) })
+	wg.Go(func() {
+		if err := m.takePart(background); err != nil {
+			ended <- err
+		}
+	})
 
 	select {
 	case <-ctx.Done():
 	case <-m.store.Failed():
 		err = errs.E(errs.Internal, "run state machine", "", m.store.Err())
-	case e := <-serve:
-		err = fmt.Errorf("serve gRPC: %w", e)
+	case err = <-ended:
 	}
 
 	// The stop order: hand over leadership, stop RPC, scheduler, Raft, bbolt.
-	m.raft.handOver()
+	if m.running.Load() {
+		m.raft.handOver()
+	}
 	close(m.stopping)
 	stopServer(server, m.cfg.StopTimeout.Std())
 	cancel()
 	wg.Wait()
 	m.ns.close()
 	m.ns.stores.close()
-	err = errors.Join(err, m.peers.close())
+	err = errors.Join(err, m.peers.close(), m.group.close())
 	m.running.Store(false)
 	return errors.Join(err, m.raft.close())
+}
+
+// takePart enters the group and does what its masters do, until ctx ends.
+func (m *Master) takePart(ctx context.Context) error {
+	if err := m.enter(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // it was stopped while it waited
+		}
+		return err
+	}
+	m.running.Store(true)
+	var wg sync.WaitGroup
+	wg.Go(func() { m.members.run(ctx) })
+	wg.Go(func() { m.announce(ctx) })
+	m.follow(ctx)
+	wg.Wait()
+	return nil
 }
 
 // closeListener closes a listener that may be closed already.
@@ -252,7 +289,7 @@ func (m *Master) tryEstablish(ctx context.Context) error {
 			return err
 		}
 	}
-	return m.raft.announce()
+	return m.raft.readdress(m.raft.id, m.raft.address())
 }
 
 // lead returns nil if this master leads, and did after the call began.

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
-	"millrace/block"
 	"millrace/internal/errs"
 	"millrace/internal/rpcerr"
 )
@@ -161,14 +160,6 @@ func (c *cachedBlocks) add(worker string, f *api.CachedFile) {
 		l.CachedBytes = max(l.CachedBytes, b.GetBytes())
 		l.Workers = append(l.Workers, worker)
 	}
-}
-
-// fileIDOf returns the file ID of bytes from the wire.
-func fileIDOf(b []byte) (id block.FileID, ok bool) {
-	if len(b) != len(id) {
-		return id, false
-	}
-	return block.FileID(b), true
 }
 
 // sorted returns the blocks in order.

@@ -62,8 +62,13 @@ func TestThreeMasters(t *testing.T) {
 		deps = append(deps, d)
 		cfg.Voters = append(cfg.Voters, Voter{ID: fmt.Sprint("m", i), Raft: d.Raft.Addr().String()})
 	}
+	var masters []string
+	for _, d := range deps {
+		masters = append(masters, d.GRPC.Addr().String())
+	}
 	var group []*cluster
 	for i, d := range deps {
+		d.Masters = masters
 		cfg.ID = fmt.Sprint("m", i)
 		group = append(group, startWith(t, d, cfg))
 	}

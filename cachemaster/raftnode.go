@@ -32,9 +32,9 @@ const (
 )
 
 const (
-	raftPool    = 3                // idle connections to each other master
-	raftTimeout = 10 * time.Second // of one Raft message
-	boltTimeout = 2 * time.Second  // to wait for another process's lock
+	raftPool    = 3               // idle connections to each other master
+	raftTimeout = 5 * time.Second // of one Raft message
+	boltTimeout = 2 * time.Second // to wait for another process's lock
 )
 
 // raftNode is this master's part in the Raft group: log, snapshots, transport
@@ -48,7 +48,9 @@ type raftNode struct {
 	logDB *raftboltdb.BoltStore
 	trans *raft.NetworkTransport
 	conns *streamLayer
-	raft  *raft.Raft
+	snaps raft.SnapshotStore
+	conf  *raft.Config
+	raft  *raft.Raft // nil before start
 
 	verifyMu sync.Mutex
 	next     *verification // not begun yet
@@ -56,8 +58,7 @@ type raftNode struct {
 	wg       sync.WaitGroup
 }
 
-// openRaft opens what is on disk and starts Raft; on the first start it
-// bootstraps the group.
+// openRaft opens what is on disk; start begins to take part.
 func openRaft(cfg Config, deps Deps, grpcAddr string, store *fsm.Store, log *slog.Logger) (_ *raftNode, err error) {
 	n := &raftNode{cfg: cfg, log: log, grpc: grpcAddr, store: store}
 	defer func() {
@@ -76,42 +77,83 @@ func openRaft(cfg Config, deps Deps, grpcAddr string, store *fsm.Store, log *slo
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(deps.DataDir, keptSnaphots, logger)
-	if err != nil {
+	if n.snaps, err = raft.NewFileSnapshotStoreWithLogger(deps.DataDir, keptSnaphots, logger); err != nil {
 		return nil, fmt.Errorf("open Raft snapshots: %w", err)
+	}
+	n.conf = raftConfig(cfg, n.id)
+	n.conf.Logger = logger
+	if n.conf.NoSnapshotRestoreOnStart, err = stateIsNewer(store, n.snaps); err != nil {
+		return nil, err
 	}
 	advertise := deps.Raft.Addr()
 	if cfg.AdvertiseRaft != "" {
 		advertise = namedAddr(cfg.AdvertiseRaft)
 	}
 	n.conns = newStreamLayer(deps.Raft, advertise)
-	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: n.conns, MaxPool: raftPool, Timeout: raftTimeout, Logger: logger,
-	})
+	return n, nil
+}
 
-	conf := raft.DefaultConfig()
-	conf.LocalID = raft.ServerID(n.id)
-	conf.Logger = logger
+func raftConfig(cfg Config, id string) *raft.Config {
+	conf := raft.DefaultConfig() // with pre-vote
+	conf.LocalID = raft.ServerID(id)
 	conf.HeartbeatTimeout = cfg.RaftHeartbeatTimeout.Std()
 	conf.ElectionTimeout = cfg.RaftElectionTimeout.Std()
 	conf.LeaderLeaseTimeout = cfg.RaftLeaderLeaseTimeout.Std()
 	conf.CommitTimeout = cfg.RaftCommitTimeout.Std()
 	conf.SnapshotThreshold = cfg.RaftSnapshotEntries
+	conf.SnapshotInterval = cfg.RaftSnapshotInterval.Std()
+	conf.TrailingLogs = cfg.RaftTrailingEntries
 	conf.NoLegacyTelemetry = true
 	// A batch of log entries is one write to the disk.
 	conf.BatchApplyCh = true
-	if conf.NoSnapshotRestoreOnStart, err = stateIsNewer(store, snapshots); err != nil {
-		return nil, err
+	// A leader that is removed hands over first; the process goes on, to say so.
+	conf.ShutdownOnRemove = false
+	return conf
+}
+
+// fresh reports whether nothing was ever written here: this master has never
+// voted, nor been told anything.
+func (n *raftNode) fresh() (bool, error) {
+	exists, err := raft.HasExistingState(n.logDB, n.logDB, n.snaps)
+	if err != nil {
+		return false, fmt.Errorf("look for Raft state: %w", err)
 	}
-	if err := n.bootstrap(conf, snapshots, advertise.String()); err != nil {
-		return nil, err
+	return !exists, nil
+}
+
+// start begins to take part in the group. founders are the voters of a group
+// that is founded now; without any, a fresh master waits to be added.
+func (n *raftNode) start(founders []raft.Server) (err error) {
+	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: n.conns, MaxPool: raftPool, Timeout: raftTimeout, Logger: n.conf.Logger,
+	})
+	if len(founders) > 0 {
+		group := raft.Configuration{Servers: founders}
+		if err := raft.BootstrapCluster(n.conf, n.logDB, n.logDB, n.snaps, n.trans, group); err != nil {
+			return fmt.Errorf("found Raft group: %w", err)
+		}
 	}
-	if n.raft, err = raft.NewRaft(conf, store, n.logDB, n.logDB, snapshots, n.trans); err != nil {
-		return nil, fmt.Errorf("start Raft: %w", err)
+	if n.raft, err = raft.NewRaft(n.conf, n.store, n.logDB, n.logDB, n.snaps, n.trans); err != nil {
+		return fmt.Errorf("start Raft: %w", err)
 	}
-	log.Debug("raft started", "id", n.id, "address", advertise.String())
-	n.standAtOnce(deps.Raft.Addr().String())
-	return n, nil
+	n.log.Debug("raft started", "id", n.id, "address", n.address())
+	n.standAtOnce(n.conns.Listener.Addr().String())
+	return nil
+}
+
+// address is where the other masters reach this one's Raft listener.
+func (n *raftNode) address() string { return n.conns.Addr().String() }
+
+// founders returns the voters of the configuration, or this master alone.
+func (n *raftNode) founders() []raft.Server {
+	if len(n.cfg.Voters) == 0 {
+		return []raft.Server{{Suffrage: raft.Voter, ID: n.conf.LocalID, Address: raft.ServerAddress(n.address())}}
+	}
+	var servers []raft.Server
+	for _, v := range n.cfg.Voters {
+		servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.ID), Address: raft.ServerAddress(v.Raft)})
+	}
+	return servers
 }
 
 // stateIsNewer reports whether the state machine's file holds at least what
@@ -140,30 +182,6 @@ func (n *raftNode) standAtOnce(address string) {
 	}
 	// Its connection to itself is not needed any more.
 	n.trans.CloseStreams()
-}
-
-// bootstrap gives a new group its voters; in a group that exists it changes
-// nothing.
-func (n *raftNode) bootstrap(conf *raft.Config, snapshots raft.SnapshotStore, address string) error {
-	exists, err := raft.HasExistingState(n.logDB, n.logDB, snapshots)
-	if err != nil {
-		return fmt.Errorf("look for Raft state: %w", err)
-	}
-	if exists {
-		return nil // the configured voters no longer count
-	}
-	servers := []raft.Server{{Suffrage: raft.Voter, ID: conf.LocalID, Address: raft.ServerAddress(address)}}
-	if len(n.cfg.Voters) > 0 {
-		servers = servers[:0]
-		for _, v := range n.cfg.Voters {
-			servers = append(servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(v.ID), Address: raft.ServerAddress(v.Raft)})
-		}
-	}
-	err = raft.BootstrapCluster(conf, n.logDB, n.logDB, snapshots, n.trans, raft.Configuration{Servers: servers})
-	if err != nil {
-		return fmt.Errorf("bootstrap Raft group: %w", err)
-	}
-	return nil
 }
 
 // masterID returns the configured ID, or the one that the data directory
@@ -276,24 +294,6 @@ func (n *raftNode) verify(ctx context.Context) error {
 	}
 }
 
-// alone reports whether this master is the only voter. Nobody else can lead
-// then, not even where the change that made it so is not committed: a group
-// changes by one voter at a time, and one of two needs the vote of this one.
-func (n *raftNode) alone() bool {
-	f := n.raft.GetConfiguration()
-	if f.Error() != nil {
-		return false
-	}
-	voters, own := 0, false
-	for _, s := range f.Configuration().Servers {
-		if s.Suffrage == raft.Voter {
-			voters++
-			own = own || string(s.ID) == n.id
-		}
-	}
-	return voters == 1 && own
-}
-
 func (n *raftNode) runVerifications() {
 	for {
 		n.verifyMu.Lock()
@@ -320,11 +320,10 @@ func (n *raftNode) leaderID() string {
 
 // handOver gives the leadership to another voter, if there is one.
 func (n *raftNode) handOver() {
-	if n.raft.State() != raft.Leader {
+	if n.raft == nil || n.raft.State() != raft.Leader {
 		return
 	}
-	f := n.raft.GetConfiguration()
-	if f.Error() != nil || len(f.Configuration().Servers) < 2 {
+	if servers, _, err := n.servers(); err != nil || len(servers) < 2 {
 		return
 	}
 	if err := n.raft.LeadershipTransfer().Error(); err != nil {
@@ -334,38 +333,25 @@ func (n *raftNode) handOver() {
 
 // close ends Raft, then closes what is on disk.
 func (n *raftNode) close() error {
-	err := n.raft.Shutdown().Error()
+	var err error
+	if n.raft != nil {
+		err = n.raft.Shutdown().Error()
+	}
 	n.wg.Wait()
 	return errors.Join(err, n.closeFiles())
 }
 
 func (n *raftNode) closeFiles() error {
 	var found []error
-	if n.trans != nil {
+	switch {
+	case n.trans != nil:
 		found = append(found, n.trans.Close())
 		n.conns.closeConns()
+	case n.conns != nil:
+		found = append(found, closeListener(n.conns.Listener))
 	}
 	if n.logDB != nil {
 		found = append(found, n.logDB.Close())
 	}
 	return errors.Join(append(found, n.store.Close())...)
-}
-
-// announce corrects this master's address in the group's configuration, which
-// differs after a start on another port. Only the leader can.
-func (n *raftNode) announce() error {
-	f := n.raft.GetConfiguration()
-	if err := f.Error(); err != nil {
-		return n.translate(err, "read Raft configuration")
-	}
-	own := n.trans.LocalAddr()
-	for _, s := range f.Configuration().Servers {
-		if string(s.ID) != n.id || s.Address == own {
-			continue
-		}
-		if err := n.raft.AddVoter(s.ID, own, f.Index(), n.cfg.ApplyTimeout.Std()).Error(); err != nil {
-			return n.translate(err, "correct this master's address")
-		}
-	}
-	return nil
 }

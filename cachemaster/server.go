@@ -1,12 +1,15 @@
 package cachemaster
 
 import (
+	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
+	"millrace/internal/errs"
 	"millrace/internal/rpcerr"
 )
 
@@ -20,8 +23,8 @@ const (
 
 func (m *Master) newServer() *grpc.Server {
 	s := grpc.NewServer(
-		grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor),
-		grpc.StreamInterceptor(rpcerr.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(rpcerr.UnaryServerInterceptor, m.unaryOnceRunning),
+		grpc.ChainStreamInterceptor(rpcerr.StreamServerInterceptor, m.streamOnceRunning),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -35,5 +38,29 @@ func (m *Master) newServer() *grpc.Server {
 	api.RegisterWorkersServiceServer(s, &workersService{m: m})
 	api.RegisterLocationServiceServer(s, &locationService{m: m})
 	api.RegisterWorkerRegistryServiceServer(s, &registryService{m: m})
+	api.RegisterGroupServiceServer(s, &groupService{m: m})
 	return s
+}
+
+// entered refuses a call to a master that has not entered the group yet, save
+// those that are about entering it.
+func (m *Master) entered(method string) error {
+	if m.running.Load() || method == api.GroupService_Found_FullMethodName || method == api.GroupService_Leader_FullMethodName {
+		return nil
+	}
+	return errs.E(errs.Unavailable, "", "", errors.New("this master has not entered the group yet"))
+}
+
+func (m *Master) unaryOnceRunning(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if err := m.entered(info.FullMethod); err != nil {
+		return nil, err
+	}
+	return handler(ctx, req)
+}
+
+func (m *Master) streamOnceRunning(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if err := m.entered(info.FullMethod); err != nil {
+		return err
+	}
+	return handler(srv, stream)
 }

@@ -151,7 +151,15 @@ func checkWorker(r *api.RegisterRequest) error {
 
 // Heartbeat implements api.WorkerRegistryServiceServer.
 func (s *registryService) Heartbeat(_ context.Context, r *api.HeartbeatRequest) (*api.HeartbeatReply, error) {
-	return s.m.members.heartbeat(r)
+	reply, err := s.m.members.heartbeat(r)
+	if err != nil {
+		return nil, err
+	}
+	reply.MasterId = s.m.raft.id
+	for _, m := range s.m.store.State().Masters {
+		reply.Masters = append(reply.Masters, &api.MasterAddress{Id: m.ID, Grpc: m.GRPC})
+	}
+	return reply, nil
 }
 
 // ReportBlocks implements api.WorkerRegistryServiceServer.

@@ -31,6 +31,7 @@ type counters struct {
 	unkeptBytes  atomic.Int64
 	handedOut    atomic.Int64
 	peerBytes    atomic.Int64
+	peerSent     atomic.Int64
 	peerServed   atomic.Int64 // requests of a flight to another worker, by how they ended
 	peerMissing  atomic.Int64
 	peerFailed   atomic.Int64
@@ -91,6 +92,7 @@ func (c *counters) register(reg prometheus.Registerer) error {
 		counterOf("unkept_bytes_total", "Bytes served that could not be kept.", nil, &c.unkeptBytes),
 		counterOf("descriptors_total", "Descriptors of cached files handed to programs on this host.", nil, &c.handedOut),
 		counterOf("peer_read_bytes_total", "Bytes of files had from other workers.", nil, &c.peerBytes),
+		counterOf("peer_sent_bytes_total", "Bytes of files sent to other workers.", nil, &c.peerSent),
 		counterOf("peer_requests_total", peerRequestsHelp, prometheus.Labels{"result": "served"}, &c.peerServed),
 		counterOf("peer_requests_total", peerRequestsHelp, prometheus.Labels{"result": "missing"}, &c.peerMissing),
 		counterOf("peer_requests_total", peerRequestsHelp, prometheus.Labels{"result": "failed"}, &c.peerFailed),

@@ -14,8 +14,9 @@
 // this host may get a descriptor of what is cached whole, and tell what they
 // read by it (descriptor.go). The worker's identity, mount table
 // and start epoch are kept in its data directory (identity.go, mounts.go); a
-// reporter per master (master.go, report.go) registers the worker, beats, and
-// streams changes of cached blocks.
+// reporter per master (masters.go, master.go, report.go), also of those that
+// join the group later, registers the worker, beats, and streams changes of
+// cached blocks.
 //
 // Invariants:
 //   - A page of a file is fetched once however many readers want it at a time,
@@ -23,8 +24,11 @@
 //   - A flight belongs to the worker: a reader that goes away takes nothing
 //     from the others that wait for it.
 //   - Only bytes that the under-store gave for the ticket's version, whole
-//     pages, are filled into the tier; a fetch that fails leaves the pages
-//     before the failure and nothing else.
+//     pages, are filled into the tier, at first or second hand, and at second
+//     hand only with their checksum; a fetch that fails leaves the pages before
+//     the failure and nothing else.
+//   - A worker that is asked by another one answers from its cache or says no:
+//     nobody waits for a worker that waits for a third one.
 //   - What cannot be kept (no room, an unsettled version) is served all the
 //     same, from memory of bounded size, and shared by who reads it meanwhile.
 //   - Bytes in flight from all under-stores, requests in flight to each, pins

@@ -32,7 +32,7 @@ type finder interface {
 // time: what is wanted meanwhile goes with the next one, so that many small
 // files cost few calls. An answer is a hint, and so is none.
 type locator struct {
-	masters []finder
+	masters func() []finder
 	self    block.WorkerID
 	log     *slog.Logger
 	turn    chan struct{} // held by who asks
@@ -51,7 +51,7 @@ type question struct {
 	reply  *api.FindBlocksReply // nil if there is none; written before done
 }
 
-func newLocator(masters []finder, self block.WorkerID, log *slog.Logger) *locator {
+func newLocator(masters func() []finder, self block.WorkerID, log *slog.Logger) *locator {
 	return &locator{masters: masters, self: self, log: log, turn: make(chan struct{}, 1)}
 }
 
@@ -87,7 +87,7 @@ func (l *locator) find(ctx context.Context, k block.Key, epoch uint64) []*api.Ho
 func (l *locator) join(hash, epoch uint64) (q *question, at int, mine bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.masters) == 0 || (epoch == l.epoch && time.Now().Before(l.quiet)) {
+	if epoch == l.epoch && time.Now().Before(l.quiet) {
 		return nil, 0, false
 	}
 	if l.next == nil || len(l.next.hashes) == locateBatch {
@@ -109,8 +109,13 @@ func (l *locator) ask(ctx context.Context, q *question, epoch uint64) {
 	if l.next == q {
 		l.next = nil // it is complete
 	}
-	master := l.masters[l.first%len(l.masters)]
+	first := l.first
 	l.mu.Unlock()
+	masters := l.masters()
+	if len(masters) == 0 {
+		return
+	}
+	master := masters[first%len(masters)]
 	within, cancel := context.WithTimeout(ctx, locateTimeout)
 	defer cancel()
 	reply, err := master.FindBlocks(within, &api.FindBlocksRequest{WorkerId: string(l.self), Blocks: q.hashes})

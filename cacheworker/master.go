@@ -6,6 +6,8 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,6 +52,13 @@ type reporter struct {
 	kicks    chan chan<- error // asks for a heartbeat now
 	sequence uint64            // of the last report; only the reports goroutine uses it
 
+	// met is told who the master is and which others there are, and says whether
+	// to go on; nil: nobody wants to know.
+	met       func(r *reporter, id string, group []*api.MasterAddress) (goOn bool)
+	inContact atomic.Bool   // the last heartbeat was answered
+	retired   chan struct{} // closed when it is to end, without a word to the master
+	retireOne sync.Once
+
 	contact chan bool // what beats tells reports: whether the master listens
 	heard   bool      // the same; only the reports goroutine uses it until it ends
 }
@@ -63,20 +72,36 @@ func newReporter(addr string, master registry, s self, cfg Config, log *slog.Log
 		beat: cfg.Heartbeat.Std(), gather: cfg.ReportInterval.Std(), timeout: cfg.MasterTimeout.Std(),
 		changes: newChanges(cfg.ReportQueue), log: log.With("master", addr),
 		kicks: make(chan chan<- error, kickQueue), contact: make(chan bool, 1),
+		retired: make(chan struct{}),
 	}
 }
 
 // run reports until ctx ends, and then tells the master that the worker
 // leaves, so that nobody is sent to it any more.
 func (r *reporter) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var g errgroup.Group
+	g.Go(func() error {
+		select {
+		case <-r.retired:
+			cancel()
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	g.Go(func() error { r.beats(ctx); return nil })
 	g.Go(func() error { r.reports(ctx); return nil })
 	_ = g.Wait() // neither fails
+	select {
+	case <-r.retired:
+		return // another one reports to that master
+	default:
+	}
 	if !r.heard {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(r.timeout, stopPatience))
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), min(r.timeout, stopPatience))
 	defer cancel()
 	in := r.self.heartbeatRequest()
 	in.Leaving = true
@@ -84,6 +109,9 @@ func (r *reporter) run(ctx context.Context) {
 		r.log.Debug("leaving a master", "err", err)
 	}
 }
+
+// retire ends the reporter: another one reports to its master.
+func (r *reporter) retire() { r.retireOne.Do(func() { close(r.retired) }) }
 
 // last sends the changes that are left once run has returned, if the master
 // listened. What it is not told now a full report at the next start tells it.
@@ -173,11 +201,16 @@ func (r *reporter) exchange(ctx context.Context) (heard, news bool, err error) {
 	defer cancel()
 	told, fulls := r.self.heartbeatRequest(), r.changes.fulls()
 	reply, err := r.master.Heartbeat(ctx, told)
+	r.inContact.Store(err == nil)
 	if err != nil {
 		return false, false, err
 	}
 	if err := r.self.adopt(reply.GetClusterId(), reply.GetMounts(), reply.GetPlacement()); err != nil {
 		return false, false, err
+	}
+	if r.met != nil && !r.met(r, reply.GetMasterId(), reply.GetMasters()) {
+		r.retire()
+		return false, false, nil
 	}
 	if reply.GetNeedFull() {
 		r.changes.needFullSince(fulls)

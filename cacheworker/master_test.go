@@ -28,6 +28,8 @@ type fakeMaster struct {
 	api.UnimplementedWorkerRegistryServiceServer
 
 	mu         sync.Mutex
+	id         string
+	group      []*api.MasterAddress
 	cluster    string
 	down       bool // every call fails
 	follower   bool // does not register
@@ -65,7 +67,9 @@ func (m *fakeMaster) heartbeat(in *api.HeartbeatRequest) (*api.HeartbeatReply, e
 	if m.epoch != in.GetStartEpoch() {
 		m.epoch, m.sequence, m.wantFull, m.inFull = in.GetStartEpoch(), 0, true, false
 	}
-	out := &api.HeartbeatReply{Registered: m.known, NeedFull: m.wantFull && !m.inFull, ClusterId: m.cluster}
+	out := &api.HeartbeatReply{
+		Registered: m.known, NeedFull: m.wantFull && !m.inFull, ClusterId: m.cluster, MasterId: m.id, Masters: m.group,
+	}
 	if m.known && in.GetMountsVersion() != m.mounts.GetVersion() {
 		out.Mounts = m.mounts
 	}

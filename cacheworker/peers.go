@@ -64,12 +64,12 @@ type peer struct {
 	avoided time.Time     // it is not asked before
 }
 
-func newPeers(cfg Config, w *Worker, masters []finder) *peers {
+func newPeers(cfg Config, w *Worker) *peers {
 	self := w.identity.current().WorkerID
 	config := blockio.DefaultClientConfig()
 	config.WorkerID = string(self)
 	return &peers{
-		locator: newLocator(masters, self, w.log), tier: w.tier, gate: w.fetcher.inflight,
+		locator: newLocator(w.masters.finders, self, w.log), tier: w.tier, gate: w.fetcher.inflight,
 		share: &share{most: int64(cfg.FetchConcurrency)}, config: config,
 		epoch:    func() uint64 { return w.placement.Load().GetEpoch() },
 		counters: w.counters, log: w.log, known: make(map[block.WorkerID]*peer),
@@ -121,7 +121,7 @@ func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, fir
 	}
 	defer p.gate.leave(p.share, e.Length)
 
-	next, err = p.receive(ctx, from, t, first, end, func(page int64, data []byte) error {
+	next, err = p.receive(ctx, from, t, fl, first, end, func(page int64, data []byte) error {
 		if !h.Has(page) {
 			if _, err := room.Fill(page, data); err != nil {
 				return &unkeptError{err}
@@ -145,13 +145,13 @@ func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, fir
 
 // receive passes the pages [first, end) to take as they come, and returns the
 // first one that it did not pass.
-func (p *peers) receive(ctx context.Context, from *api.Holder, t *block.Ticket, first, end int64, take func(page int64, data []byte) error) (int64, error) {
+func (p *peers) receive(ctx context.Context, from *api.Holder, t *block.Ticket, fl *flight, first, end int64, take func(page int64, data []byte) error) (int64, error) {
 	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
 	if !ok {
 		return first, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
 	}
 	defer chunkBuffers.Put(buf)
-	geo, read := t.Geometry(), reading{p: p, from: from, t: t}
+	geo, read := t.Geometry(), reading{p: p, from: from, t: t, fl: fl}
 	defer read.close()
 	for first < end {
 		last := min(first+chunkSize/block.PageSize, end)
@@ -174,6 +174,7 @@ type reading struct {
 	p      *peers
 	from   *api.Holder
 	t      *block.Ticket
+	fl     *flight       // for which it is read
 	conn   *blockio.Conn // nil before the first read
 	handle uint32
 }
@@ -191,6 +192,9 @@ func (r *reading) at(ctx context.Context, b []byte, off int64) error {
 
 func (r *reading) readAt(ctx context.Context, b []byte, off int64) error {
 	o := blockio.ReadOptions{CachedOnly: true, Checked: true, PlacementEpoch: r.p.epoch()}
+	if urgency(r.fl.urgent.Load()) >= urgentLoad {
+		o.Priority = blockio.PriorityLoad
+	}
 	if r.conn != nil {
 		_, err := r.conn.ReadAt(ctx, r.handle, b, off, o)
 		return err

@@ -69,6 +69,9 @@ func TestPeerHasIt(t *testing.T) {
 			if n := p.w.counters.peerBytes.Load(); n != length {
 				t.Errorf("%d bytes came from the other worker, want %d", n, length)
 			}
+			if sent, served := p.other.w.counters.peerSent.Load(), p.other.w.counters.bytesServed.Load(); sent != length || served != length {
+				t.Errorf("the other worker sent %d bytes here and served %d, want %d each", sent, served, length)
+			}
 			p.mustRead(tk, tk.Geometry().Whole())
 			if _, n := p.tier.Cached(tk.FileID); n != length {
 				t.Errorf("%d bytes are kept, want %d", n, length)
@@ -203,6 +206,8 @@ func (f finderFunc) FindBlocks(_ context.Context, in *api.FindBlocksRequest, _ .
 	return f(in)
 }
 
+func only(masters ...finder) func() []finder { return func() []finder { return masters } }
+
 func key(i int) block.Key { return block.Key{Index: uint32(i)} }
 
 // TestLocatorBatches: what is asked while a question is under way goes with
@@ -211,7 +216,7 @@ func TestLocatorBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		goOn := make(chan struct{})
 		var sizes []int
-		l := newLocator([]finder{finderFunc(func(in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
+		l := newLocator(only(finderFunc(func(in *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
 			sizes = append(sizes, len(in.GetBlocks()))
 			<-goOn
 			out := &api.FindBlocksReply{Others: 1}
@@ -220,7 +225,7 @@ func TestLocatorBatches(t *testing.T) {
 				out.Blocks = append(out.Blocks, &api.Holders{Workers: []uint32{uint32(i), 1 << 20}})
 			}
 			return out, nil
-		})}, "self", slog.New(slog.DiscardHandler))
+		})), "self", slog.New(slog.DiscardHandler))
 		var g sync.WaitGroup
 		ask := func(i int) {
 			g.Go(func() {
@@ -263,7 +268,7 @@ func TestLocatorAsksWhoAnswers(t *testing.T) {
 				Others: 1, Workers: []*api.Holder{{Id: "w"}}, Blocks: []*api.Holders{{Workers: []uint32{0}}},
 			}, nil
 		})
-		l := newLocator([]finder{bad, good}, "self", slog.New(slog.DiscardHandler))
+		l := newLocator(only(bad, good), "self", slog.New(slog.DiscardHandler))
 		for i, step := range []struct {
 			epoch      uint64
 			after      time.Duration
@@ -306,16 +311,17 @@ func TestPeersAreBounded(t *testing.T) {
 		if _, kept := p.known["w0"]; kept || len(p.known) != maxPeers {
 			t.Errorf("%d workers are known, the oldest among them: %v", len(p.known), kept)
 		}
-		for _, pause := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+		for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
+			pause := time.Duration(seconds) * time.Second
 			p.judge(holder(5), errs.E(errs.Timeout, "", "", nil))
 			p.judge(holder(5), errs.E(errs.Timeout, "", "", nil)) // another one that waited for it
-			time.Sleep(pause*time.Second - 1)
+			time.Sleep(pause - time.Nanosecond)
 			if _, err := p.peer(holder(5)); err == nil {
-				t.Errorf("asked before %d s are over", pause)
+				t.Errorf("asked before %v are over", pause)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			if _, err := p.peer(holder(5)); err != nil {
-				t.Errorf("after %d s: %v", pause, err)
+				t.Errorf("after %v: %v", pause, err)
 			}
 		}
 		p.judge(holder(5), errs.NotCached)

@@ -95,7 +95,11 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 		if err := r.piece(ctx, piece, f.next(req, piece, rest)); err != nil {
 			return err
 		}
-		f.w.counters.bytesServed.Add(piece.Length)
+		if req.CachedOnly { // another worker's, which serves and counts them itself
+			f.w.counters.peerSent.Add(piece.Length)
+		} else {
+			f.w.counters.bytesServed.Add(piece.Length)
+		}
 	}
 	return nil
 }
@@ -157,7 +161,7 @@ func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) 
 	}
 	first, end := r.geo.PageRange(e)
 	missing := pagesIn(h.Missing())
-	if count {
+	if count && !r.cachedOnly {
 		r.w.counters.pageHits.Add(end - first - missing)
 		r.w.counters.pageMisses.Add(missing)
 	}

@@ -14,8 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	grpcbackoff "google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
@@ -63,8 +61,7 @@ type Worker struct {
 	aheads    *aheads
 	counters  *counters
 	data      *blockio.Server
-	reporters []*reporter
-	conns     []*grpc.ClientConn
+	masters   *masterSet
 
 	placement atomic.Pointer[api.Placement]
 	isKnown   atomic.Bool // to the cluster
@@ -117,41 +114,11 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	w.fetcher = newFetcher(cfg, deps.Store, w.mounts, w.counters, log)
 	w.loader = newLoader(w, cfg.LoadConcurrency, w.capacity().most)
 	w.data = blockio.NewServer(deps.DataPlane, blockio.Identity{WorkerID: id.current().WorkerID, BootID: deps.BootID}, w, log, reg)
-	if err := w.dialMasters(); err != nil {
+	if w.masters, err = newMasterSet(cfg, deps.Masters, w, log); err != nil {
 		return nil, err
 	}
+	w.fetcher.peers = newPeers(cfg, w)
 	return w, nil
-}
-
-// dialMasters makes a reporter for each master, of whom the fetcher asks who
-// else has blocks; connections open at first use.
-func (w *Worker) dialMasters() error {
-	var finders []finder
-	for _, addr := range w.deps.Masters {
-		conn, err := grpc.NewClient(addr,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
-			grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor),
-			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
-			// A master that comes back is found within a heartbeat or two.
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-				MinConnectTimeout: 2 * time.Second,
-			}),
-		)
-		if err != nil {
-			for _, c := range w.conns {
-				c.Close()
-			}
-			return errs.E(errs.Invalid, "dial master", addr, err)
-		}
-		w.conns = append(w.conns, conn)
-		w.reporters = append(w.reporters, newReporter(addr, api.NewWorkerRegistryServiceClient(conn), w, w.cfg, w.log))
-		finders = append(finders, api.NewLocationServiceClient(conn))
-	}
-	w.fetcher.peers = newPeers(w.cfg, w, finders)
-	return nil
 }
 
 // addressesOf says where others reach the listeners.
@@ -187,8 +154,8 @@ func (w *Worker) ID() block.WorkerID { return w.identity.current().WorkerID }
 // OnBlockChange is to be the tier's Options.OnChange: it passes on to the
 // masters what the tier holds of a block. It may be called before Run.
 func (w *Worker) OnBlockChange(s tier.BlockState) {
-	for _, r := range w.reporters {
-		r.changes.note(s)
+	for _, l := range w.masters.links() {
+		l.reporter.changes.note(s)
 	}
 }
 
@@ -247,9 +214,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.stopRPCs(rpcs)
 		return nil
 	})
-	for _, r := range w.reporters {
-		g.Go(func() error { r.run(gctx); return nil })
-	}
+	g.Go(func() error { w.masters.run(gctx); return nil })
 	w.isServing.Store(true)
 	w.log.Info("worker serves", "id", string(w.ID()), "epoch", w.identity.current().StartEpoch,
 		"grpc", w.addresses.GetGrpc(), "data", w.addresses.GetData(), "unix", w.addresses.GetUnixSocket())
@@ -262,28 +227,14 @@ func (w *Worker) Run(ctx context.Context) error {
 	if !w.mounts.close(stopPatience) {
 		w.log.Warn("under-stores are still in use and are left open", "after", stopPatience)
 	}
-	w.lastReports(context.WithoutCancel(ctx))
-	for _, c := range w.conns {
-		c.Close()
-	}
+	w.masters.last(context.WithoutCancel(ctx))
+	w.masters.close()
 	w.log.Info("worker stopped")
 	return err
 }
 
 // stopPatience bounds each of the last steps of a stop.
 const stopPatience = 2 * time.Second
-
-// lastReports tells each master that listens what changed until the end, as
-// far as that can be told in time.
-func (w *Worker) lastReports(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, stopPatience)
-	defer cancel()
-	var g sync.WaitGroup
-	for _, r := range w.reporters {
-		g.Go(func() { r.last(ctx) })
-	}
-	g.Wait()
-}
 
 // stopRPCs lets calls end by themselves for as long as requests may, and cuts
 // off the rest.
@@ -321,11 +272,12 @@ func (w *Worker) Refresh(ctx context.Context) error {
 func (w *Worker) refresh(ctx context.Context, found func() bool) error {
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.MasterTimeout.Std())
 	defer cancel()
-	answers := make(chan error, len(w.reporters))
+	masters := w.masters.links()
+	answers := make(chan error, len(masters))
 	asked, answered := 0, 0
-	for _, r := range w.reporters {
+	for _, l := range masters {
 		select {
-		case r.kicks <- answers:
+		case l.reporter.kicks <- answers:
 			asked++
 		default: // enough wait for that master already
 		}
@@ -348,7 +300,7 @@ func (w *Worker) refresh(ctx context.Context, found func() bool) error {
 			return nil
 		}
 	}
-	if answered > len(w.reporters)/2 {
+	if answered > len(masters)/2 {
 		return nil
 	}
 	return last

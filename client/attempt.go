@@ -17,6 +17,8 @@ type attempt struct {
 	deadline time.Time
 	timer    *time.Timer
 	parted   func() // what the parent's end calls, made once
+	hedge    hedge
+	used     bool // it must not be used again
 
 	mu   sync.Mutex
 	done chan struct{}
@@ -72,7 +74,8 @@ func (t *attempt) end() {
 		quiet = t.stop() && quiet
 		t.stop = nil
 	}
-	if quiet {
+	if quiet && !t.used && t.Err() == nil {
+		t.hedge.read, t.hedge.second, t.hedge.buf = hedgedRead{}, nil, nil
 		t.parent = nil
 		t.of.pool.Put(t)
 		return

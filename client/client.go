@@ -43,6 +43,9 @@ type Client struct {
 
 	descriptors      *descriptors
 	attempts         attempts
+	hedges           *budget
+	hedgesBegun      atomic.Int64
+	hedgesWon        atomic.Int64
 	opensCopy        atomic.Int64
 	opensPassthrough atomic.Int64
 
@@ -77,7 +80,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	}
 	c := &Client{
 		cfg: cfg, id: rand.Text(), log: log, entries: entries, doubted: doubted,
-		slots: make(chan struct{}, maxBackground),
+		slots: make(chan struct{}, maxBackground), hedges: newBudget(cfg.HedgeShare),
 	}
 	if c.descriptors, err = newDescriptors(&c.cfg, log); err != nil {
 		return nil, err
@@ -205,26 +208,35 @@ func (c *Client) sendReport(ctx context.Context, counts *api.Counters) error {
 
 // register adds the client's metrics to reg.
 func (c *Client) register(reg prometheus.Registerer) (undo func(), err error) {
-	opens := prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "millrace_client_opens_total", Help: "Files opened for programs, by how they are read.",
-		ConstLabels: prometheus.Labels{"mode": "copy"},
-	}, func() float64 { return float64(c.opensCopy.Load()) })
-	handed := prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "millrace_client_opens_total", Help: "Files opened for programs, by how they are read.",
-		ConstLabels: prometheus.Labels{"mode": "passthrough"},
-	}, func() float64 { return float64(c.opensPassthrough.Load()) })
 	if reg == nil {
 		return func() {}, nil
 	}
-	if err := reg.Register(opens); err != nil {
-		return nil, err
+	counter := func(name, help, label, value string, v *atomic.Int64) prometheus.Collector {
+		return prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "millrace_client_" + name, Help: help, ConstLabels: prometheus.Labels{label: value},
+		}, func() float64 { return float64(v.Load()) })
 	}
-	if err := reg.Register(handed); err != nil {
-		reg.Unregister(opens)
-		return nil, err
+	const (
+		opens  = "Files opened for programs, by how they are read."
+		hedges = "Reads of a slow worker for which a second one was asked, begun and won."
+	)
+	var done []prometheus.Collector
+	undo = func() {
+		for _, m := range done {
+			reg.Unregister(m)
+		}
 	}
-	return func() {
-		reg.Unregister(opens)
-		reg.Unregister(handed)
-	}, nil
+	for _, m := range []prometheus.Collector{
+		counter("opens_total", opens, "mode", "copy", &c.opensCopy),
+		counter("opens_total", opens, "mode", "passthrough", &c.opensPassthrough),
+		counter("hedges_total", hedges, "event", "begun", &c.hedgesBegun),
+		counter("hedges_total", hedges, "event", "won", &c.hedgesWon),
+	} {
+		if err := reg.Register(m); err != nil {
+			undo()
+			return nil, err
+		}
+		done = append(done, m)
+	}
+	return undo, nil
 }

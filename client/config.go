@@ -17,6 +17,10 @@ type Config struct {
 
 	// CallTimeout bounds one attempt at a master.
 	CallTimeout size.Duration `toml:"call_timeout"`
+	// MasterSilence is after what time without an answer of a master the others
+	// are asked whether one of them leads now, as after the leader's machine
+	// froze.
+	MasterSilence size.Duration `toml:"master_silence"`
 	// RetryFor is how long a call is repeated while no leader answers it.
 	RetryFor size.Duration `toml:"retry_for"`
 	// ReadTimeout bounds one attempt at a worker.
@@ -27,6 +31,9 @@ type Config struct {
 	// Owners is how many workers are tried for a block, best first, before
 	// the read waits a moment and begins again: 1 to 16.
 	Owners int `toml:"owners"`
+	// HedgeShare is of which part of the reads, when their worker is slow against
+	// its own history, a second worker is asked: 0 to 1, 0 for none.
+	HedgeShare float64 `toml:"hedge_share"`
 	// TCPConnections is how many connections a worker on another host gets,
 	// UnixConnections how many one on this host; they are pipelined. 1 to 64.
 	TCPConnections  int `toml:"tcp_connections"`
@@ -56,10 +63,12 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		CallTimeout:     size.Duration(30 * time.Second),
+		MasterSilence:   size.Duration(time.Second),
 		RetryFor:        size.Duration(30 * time.Second),
 		ReadTimeout:     size.Duration(20 * time.Second),
 		ReadRetryFor:    size.Duration(90 * time.Second),
 		Owners:          3,
+		HedgeShare:      0.05,
 		TCPConnections:  4,
 		UnixConnections: 2,
 		ReadParallel:    4,
@@ -83,6 +92,7 @@ func (c *Config) Validate() error {
 		v     size.Duration
 	}{
 		{"call_timeout", c.CallTimeout},
+		{"master_silence", c.MasterSilence},
 		{"retry_for", c.RetryFor},
 		{"read_timeout", c.ReadTimeout},
 		{"read_retry_for", c.ReadRetryFor},
@@ -90,6 +100,9 @@ func (c *Config) Validate() error {
 		if d.v.Std() < time.Millisecond || d.v.Std() > 24*time.Hour {
 			bad(d.field, d.v, "1ms to 24h")
 		}
+	}
+	if !(c.HedgeShare >= 0 && c.HedgeShare <= 1) { // not what is no number either
+		bad("hedge_share", c.HedgeShare, "0 to 1")
 	}
 	for _, n := range []struct {
 		field       string

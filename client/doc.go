@@ -7,7 +7,9 @@
 // on a few pipelined connections for each worker, through its Unix socket
 // when it is on this host. Which worker is asked is computed from the
 // placement that a membership stream delivers; when a worker cannot answer,
-// the next owner is asked, which reads through to the under-store.
+// the next owner is asked, which reads through to the under-store. One that
+// failed is tried last for a while (doubt.go), and beside one that is slow
+// against its history (history.go) the next owner is asked too (hedge.go).
 //
 // Short-circuit (descriptors.go, local.go): a worker of this host hands out
 // descriptors of files that it has cached whole. They are shared, counted and

@@ -34,12 +34,15 @@ type fakeMaster struct {
 	api.UnimplementedUFSServiceServer
 	api.UnimplementedJobServiceServer
 	api.UnimplementedClusterServiceServer
+	api.UnimplementedGroupServiceServer
 
 	addr string
 
 	mu         sync.Mutex
-	leader     string // address of who leads; empty: this one
-	notLeading bool   // and it does not know who does
+	leader     string        // address of who leads; empty: this one
+	notLeading bool          // and it does not know who does
+	frozen     chan struct{} // until it is closed, nothing is answered
+	slow       chan struct{} // the same, but for who leads
 	files      map[string]*api.Entry
 	listing    []*api.Entry
 	cutAfter   int // batches after which a listing is cut, once
@@ -78,6 +81,7 @@ func (m *fakeMaster) serve(t *testing.T, addr string) (stop func()) {
 	api.RegisterUFSServiceServer(s, m)
 	api.RegisterJobServiceServer(s, m)
 	api.RegisterClusterServiceServer(s, m)
+	api.RegisterGroupServiceServer(s, m)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -92,6 +96,14 @@ func (m *fakeMaster) serve(t *testing.T, addr string) (stop func()) {
 func (m *fakeMaster) begin() error {
 	m.calls.Add(1)
 	m.mu.Lock()
+	frozen, slow := m.frozen, m.slow
+	m.mu.Unlock()
+	for _, ch := range []chan struct{}{frozen, slow} {
+		if ch != nil {
+			<-ch
+		}
+	}
+	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.failNext) > 0 {
 		err := m.failNext[0]
@@ -102,6 +114,22 @@ func (m *fakeMaster) begin() error {
 		return &rpcerr.NotLeader{Leader: m.leader}
 	}
 	return nil
+}
+
+// Leader implements api.GroupServiceServer.
+func (m *fakeMaster) Leader(context.Context, *api.LeaderRequest) (*api.LeaderReply, error) {
+	m.mu.Lock()
+	frozen := m.frozen
+	m.mu.Unlock()
+	if frozen != nil {
+		<-frozen
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.notLeading || m.leader != "" && m.leader != m.addr {
+		return &api.LeaderReply{Address: m.leader}, nil
+	}
+	return &api.LeaderReply{Address: m.addr, Leads: true}, nil
 }
 
 func (m *fakeMaster) set(f func()) {

@@ -227,7 +227,7 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 	var first, said error
 	if m != nil && !nearsEnd(t, time.Now()) {
 		if w := f.route(m, key); w != nil && !f.c.workers.doubtful(w.id) {
-			if first = f.try(ctx, until, w, t, p, off, m.placement.Epoch); first == nil {
+			if first = f.try(ctx, until, w, t, key, p, off, m); first == nil {
 				return nil
 			}
 			if ctx.Err() == nil && !failover(first) && !refused(first, t) {
@@ -296,12 +296,12 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 		}
 		for i := range owners {
 			w := &owners[i]
-			err := f.try(ctx, until, w, t, p, off, m.placement.Epoch)
+			err := f.try(ctx, until, w, t, key, p, off, m)
 			if refused(err, t) && !renewed && ctx.Err() == nil {
 				renewed = true
 				if again := f.renewRefused(ctx, t); again != nil {
 					t = again
-					err = f.try(ctx, until, w, t, p, off, m.placement.Epoch)
+					err = f.try(ctx, until, w, t, key, p, off, m)
 				}
 			}
 			switch {
@@ -352,14 +352,27 @@ func spent(ctx context.Context, last error) error {
 	return last
 }
 
-func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+// try reads from w, and from another owner as well if w is slow.
+func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, key block.Key, p []byte, off int64, m *membership) error {
 	began := time.Now()
 	if latest := began.Add(f.c.cfg.ReadTimeout.Std()); latest.Before(until) {
 		until = latest
 	}
+	x, err := f.c.workers.get(w)
+	if err != nil {
+		return err
+	}
 	a := f.c.attempts.begin(ctx, until)
 	defer a.end()
-	err := f.c.workers.readAt(a, w, t, p, off, epoch) //nolint:contextcheck // a is made of ctx
+	f.c.hedges.earn()
+	watched := f.c.cfg.HedgeShare > 0 && len(m.placement.Workers) > 1
+	if watched {
+		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off}, until)
+	}
+	err = f.c.workers.readAt(a, x, t, p, off, m.placement.Epoch) //nolint:contextcheck // a is made of ctx
+	if watched {
+		err = a.settle(err)
+	}
 	if err != nil && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
 		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", until.Sub(began).Round(time.Millisecond), err)).
 			WithHint("is the under-store slow, or out of the worker's reach?")

@@ -102,7 +102,9 @@ func (c *Client) watchOnce(ctx context.Context, id string, yield func(Job, error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stream grpc.ServerStreamingClient[api.Job]
-	err = c.masters.retry(ctx, always, func(ctx context.Context, cc *grpc.ClientConn) error {
+	err = c.masters.retry(ctx, always, func(attempt context.Context, cc *grpc.ClientConn) error {
+		ctx, cancel := context.WithCancel(ctx) // of the stream, which goes on behind the attempt
+		defer context.AfterFunc(attempt, cancel)()
 		s, err := api.NewJobServiceClient(cc).WatchJob(ctx, &api.WatchJobRequest{Id: id})
 		if err != nil {
 			return err

@@ -25,6 +25,9 @@ const (
 	maxHops = 4
 	// maxMasters bounds the addresses that are remembered.
 	maxMasters = 32
+	// maxLeaderPause bounds the wait between two attempts to find a leader: an
+	// election takes a second or two.
+	maxLeaderPause = 200 * time.Millisecond
 )
 
 // masters are the connections to the masters, and which of them leads.
@@ -62,22 +65,28 @@ func (m *masters) close() error {
 func (m *masters) pick() (string, *grpc.ClientConn, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
-		return "", nil, errs.E(errs.Canceled, "", "", errors.New("the client is closed"))
-	}
 	addr := m.leader
 	if addr == "" {
 		addr = m.addrs[m.next%len(m.addrs)]
 	}
+	cc, err := m.conn(addr)
+	return addr, cc, err
+}
+
+// conn returns the connection to a master. The lock is held.
+func (m *masters) conn(addr string) (*grpc.ClientConn, error) {
+	if m.closed {
+		return nil, errs.E(errs.Canceled, "", "", errors.New("the client is closed"))
+	}
 	if cc := m.conns[addr]; cc != nil {
-		return addr, cc, nil
+		return cc, nil
 	}
 	cc, err := grpc.NewClient("passthrough:///"+addr,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
 		grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 3 * time.Second,
@@ -86,10 +95,10 @@ func (m *masters) pick() (string, *grpc.ClientConn, error) {
 		grpc.WithIdleTimeout(0),
 	)
 	if err != nil {
-		return "", nil, errs.E(errs.Invalid, "connect to master", addr, err)
+		return nil, errs.E(errs.Invalid, "connect to master", addr, err)
 	}
 	m.conns[addr] = cc
-	return addr, cc, nil
+	return cc, nil
 }
 
 // answered remembers who leads.
@@ -161,7 +170,8 @@ func (m *masters) call(ctx context.Context, op, path string, f func(context.Cont
 }
 
 // retry runs f against the leader, following it and repeating f as how allows,
-// until it succeeds, fails for good, or the retry budget is spent.
+// until it succeeds, fails for good, or the retry budget is spent. The context
+// that f gets ends with f.
 func (m *masters) retry(ctx context.Context, how repeatable, f func(context.Context, *grpc.ClientConn) error) error {
 	budget, cancel := context.WithTimeout(ctx, m.cfg.RetryFor.Std())
 	defer cancel()
@@ -171,7 +181,7 @@ func (m *masters) retry(ctx context.Context, how repeatable, f func(context.Cont
 		if err != nil {
 			return err
 		}
-		if err = f(ctx, cc); err == nil {
+		if err = m.attempt(ctx, budget, how, addr, cc, f); err == nil {
 			m.answered(addr)
 			return nil
 		}
@@ -199,6 +209,7 @@ func (m *masters) retry(ctx context.Context, how repeatable, f func(context.Cont
 			m.answered(addr) // it leads, or it would not have looked
 			return err
 		}
+		p.next = min(p.next, maxLeaderPause)
 		if !p.wait(budget, nil) {
 			if ctx.Err() != nil {
 				return errs.E(errs.KindOf(ctx.Err()), "", "", err)

@@ -165,8 +165,8 @@ func (l *lister) receive(ctx context.Context) error {
 			return nil
 		}
 	}
-	return l.c.masters.retry(ctx, always, func(_ context.Context, cc *grpc.ClientConn) error {
-		reply, err := l.open(ctx, cc)
+	return l.c.masters.retry(ctx, always, func(attempt context.Context, cc *grpc.ClientConn) error {
+		reply, err := l.open(ctx, attempt, cc)
 		if errors.Is(err, io.EOF) {
 			return nil // nothing there; recv says so again
 		}
@@ -179,10 +179,12 @@ func (l *lister) receive(ctx context.Context) error {
 	})
 }
 
-// open starts a stream behind what was yielded, and receives its first batch.
-func (l *lister) open(ctx context.Context, cc *grpc.ClientConn) (*api.ListReply, error) {
+// open starts a stream behind what was yielded, and receives its first batch
+// before the attempt ends. The stream itself lives until ctx ends.
+func (l *lister) open(ctx, attempt context.Context, cc *grpc.ClientConn) (*api.ListReply, error) {
 	l.close()
 	ctx, l.cancel = context.WithCancel(ctx)
+	defer context.AfterFunc(attempt, l.cancel)()
 	l.idle = time.AfterFunc(l.c.cfg.CallTimeout.Std(), l.cancel)
 	l.asked = time.Now()
 	req := &api.ListRequest{

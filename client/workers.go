@@ -17,9 +17,6 @@ import (
 )
 
 const (
-	// doubtFor is how long a worker is tried last after a request to it
-	// failed.
-	doubtFor = 2 * time.Second
 	// redialAfter keeps readers from dialing a dead worker one by one.
 	redialAfter = 100 * time.Millisecond
 	// idleTicketBytes bounds the tickets of idle handles on a connection.
@@ -51,9 +48,9 @@ type worker struct {
 
 	slots []*slot
 	next  atomic.Uint32
-	// doubted is when a request failed last, in Unix ns; 0 if the last one
-	// succeeded.
-	doubted atomic.Int64
+
+	doubt   doubt
+	history history
 }
 
 // get returns the worker that m describes.
@@ -137,8 +134,7 @@ func (w *workers) doubtful(id block.WorkerID) bool {
 	if x == nil {
 		return false
 	}
-	at := x.doubted.Load()
-	return at != 0 && time.Now().UnixNano()-at < int64(doubtFor)
+	return x.doubt.now()
 }
 
 func (w *worker) close() {
@@ -147,15 +143,15 @@ func (w *worker) close() {
 	}
 }
 
-// readAt reads from the worker, on one of its connections.
-func (w *workers) readAt(ctx context.Context, m *member, t *block.Ticket, p []byte, off int64, epoch uint64) error {
-	x, err := w.get(m)
-	if err != nil {
-		return err
-	}
-	c, err := x.slot(t).get(ctx, w, m)
+// readAt reads from the worker x, on one of its connections.
+func (w *workers) readAt(ctx context.Context, x *worker, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+	began := time.Now()
+	c, err := x.slot(t).get(ctx, w, &x.member)
 	if err == nil {
 		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch})
+	}
+	if err == nil {
+		x.history.note(len(p), time.Since(began))
 	}
 	x.judge(ctx, err)
 	return err
@@ -165,11 +161,9 @@ func (w *workers) readAt(ctx context.Context, m *member, t *block.Ticket, p []by
 func (w *worker) judge(ctx context.Context, err error) {
 	switch {
 	case err == nil:
-		if w.doubted.Load() != 0 {
-			w.doubted.Store(0)
-		}
+		w.doubt.answered()
 	case failover(err) && ctx.Err() == nil || errs.KindOf(err) == errs.Timeout:
-		w.doubted.Store(time.Now().UnixNano())
+		w.doubt.failed()
 	}
 }
 

@@ -47,6 +47,10 @@ func apply(s *State, w writer, index uint64, c *Command) Result {
 		s.Masters[m.ID] = m
 		w.put(tableMasters, m.ID, m)
 		return Result{}
+	case c.RemoveMaster != nil:
+		delete(s.Masters, c.RemoveMaster.ID)
+		w.remove(tableMasters, c.RemoveMaster.ID)
+		return Result{}
 	case c.AddUFS != nil:
 		return addUFS(s, w, index, c.AddUFS)
 	case c.RemoveUFS != nil:

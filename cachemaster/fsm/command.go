@@ -30,6 +30,7 @@ type Command struct {
 
 	Bootstrap      *Bootstrap      `json:"bootstrap,omitempty"`
 	RegisterMaster *Master         `json:"register_master,omitempty"`
+	RemoveMaster   *RemoveMaster   `json:"remove_master,omitempty"`
 	AddUFS         *AddUFS         `json:"add_ufs,omitempty"`
 	RemoveUFS      *RemoveUFS      `json:"remove_ufs,omitempty"`
 	RegisterWorker *RegisterWorker `json:"register_worker,omitempty"`
@@ -42,6 +43,11 @@ type Command struct {
 // Bootstrap gives the cluster its ID. Only the first one counts.
 type Bootstrap struct {
 	ClusterID string `json:"cluster_id"`
+}
+
+// RemoveMaster forgets a master that was taken out of the group.
+type RemoveMaster struct {
+	ID string `json:"id"`
 }
 
 // AddUFS binds an under-store to a path.
@@ -141,7 +147,7 @@ func DecodeCommand(b []byte) (Command, error) {
 func (c Command) validate() error {
 	n := 0
 	for _, set := range []bool{
-		c.Bootstrap != nil, c.RegisterMaster != nil, c.AddUFS != nil, c.RemoveUFS != nil,
+		c.Bootstrap != nil, c.RegisterMaster != nil, c.RemoveMaster != nil, c.AddUFS != nil, c.RemoveUFS != nil,
 		c.RegisterWorker != nil, c.DrainWorker != nil, c.ForgetWorker != nil, c.SubmitJob != nil, c.ProgressJob != nil,
 	} {
 		if set {

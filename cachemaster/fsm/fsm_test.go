@@ -51,6 +51,7 @@ func samples() []Command {
 			Error: "/a/x: timed out",
 		}},
 		{ProgressJob: &ProgressJob{ID: "01JOB", State: JobSucceeded, Cursor: Cursor{PathIndex: 2}, FinishedMillis: 1700000001000}},
+		{RemoveMaster: &RemoveMaster{ID: "m2"}},
 	}
 }
 

@@ -52,7 +52,7 @@ type Worker struct {
 	Draining bool `json:"draining,omitempty"`
 }
 
-// Master is a master that has led.
+// Master is a master of the group that has been heard of.
 type Master struct {
 	ID   string `json:"id"`
 	GRPC string `json:"grpc"`

@@ -199,6 +199,7 @@ func (n *node) startMaster(ctx context.Context, l masterListeners) (*cachemaster
 	reg := daemon.NewRegistry()
 	m, err := cachemaster.New(n.settings.Master.Config, cachemaster.Deps{
 		UFS: underStores(), GRPC: l.grpc, Raft: l.raft, HTTPAddr: l.http.Addr().String(), DataDir: n.settings.Master.DataDir,
+		Masters: n.settings.Cluster.Masters,
 	}, n.log.With("role", "master"), reg)
 	if err != nil {
 		return nil, err

@@ -34,16 +34,18 @@ type workerState struct {
 	State   string `json:"state"`
 }
 
-func (c *Cluster) worker(t *testing.T, p *Process) (w workerState) {
+// worker returns what `workers ls` shows of a process: the youngest, should it
+// have been others before.
+func (c *Cluster) worker(t *testing.T, p *Process) (youngest workerState) {
 	t.Helper()
 	var all []workerState
 	must(t, json.Unmarshal([]byte(c.run(t, "workers", "ls", "-o", "json")), &all))
 	for _, w := range all {
-		if w.Address == p.Address("grpc") {
-			return w
+		if w.Address == p.Address("grpc") && w.ID > youngest.ID { // IDs sort by time
+			youngest = w
 		}
 	}
-	return w
+	return youngest
 }
 
 // inState waits until the masters say that a worker is in a state; "" for not
@@ -253,5 +255,43 @@ func TestWorkersDie(t *testing.T) {
 		t.Logf("worst read while %s was paused: %v", w.Name, worst)
 		t.Logf("worst read when it went on: %v", r.progress(t, 200))
 	}
+	r.stop(t)
+}
+
+// TestWorkersComeAndGo changes who is there under readers that see no error:
+// a worker joins and another one dies while it takes its share over, one is
+// drained and stopped, and one comes back with empty disks, as another worker.
+func TestWorkersComeAndGo(t *testing.T) {
+	c := start(t, 1, 3, nil)
+	files := c.loaded(t, 60, 300<<10)
+	cl, err := c.Client(t.Context(), throughWorkers)
+	must(t, err)
+	defer cl.Close()
+	r := c.readers(t, cl, 4, files)
+	fresh, err := c.AddWorker()
+	must(t, err)
+	must(t, fresh.Start())
+	must(t, fresh.Ready(bounded(t)))
+	dies, drains := c.Workers()[0], c.Workers()[1]
+	id := c.worker(t, dies).ID
+	dies.Kill()
+	r.progress(t, 300)
+
+	must(t, dies.Wipe())
+	must(t, dies.Start())
+	must(t, dies.Ready(bounded(t)))
+	r.progress(t, 200)
+	if now := c.worker(t, dies).ID; now == id {
+		t.Errorf("a worker with empty disks is %s still", now)
+	}
+	must(t, Until(bounded(t), func() error { // as soon as it is suspect
+		_, err := c.Run(t.Context(), "workers", "forget", id)
+		return err
+	}))
+
+	c.run(t, "workers", "drain", c.worker(t, drains).ID)
+	r.progress(t, 200)
+	must(t, drains.Terminate(patience))
+	t.Logf("worst read: %v", r.progress(t, 200))
 	r.stop(t)
 }
