@@ -129,7 +129,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	}
 	m.raft = node
 	fresh, err := node.fresh()
-	if err != nil {
+	if err = errors.Join(err, markDisk(m.deps.DataDir)); err != nil {
 		return errors.Join(err, closeListener(m.deps.GRPC), node.close())
 	}
 	m.fresh.Store(fresh)
