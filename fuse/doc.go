@@ -14,6 +14,11 @@
 // take the copy path: a READ is spliced or copied from the local file where
 // there is one by then (read.go, reply.go), else filled by the client.
 //
+// Many small files are bound by what happens around their bytes: the readers
+// of the device have room to block (readers.go), and a directory that is opened
+// in order has the local files of what comes next asked for ahead
+// (openahead.go).
+//
 // Invariants:
 //   - A node ID is bound for life to (path, file ID, kind). The size, times
 //     and inode number of a node never change; a new version of a path is a
