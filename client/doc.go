@@ -14,7 +14,8 @@
 // Short-circuit (descriptors.go, local.go): a worker of this host hands out
 // descriptors of files that it has cached whole. They are shared, counted and
 // bounded; a File reads from one where there is one, and asks for one beside
-// its reads. The workers are told of what is read by them.
+// its reads. Those of files that are likely to be opened soon can be prepared.
+// The workers are told of what is read by them.
 //
 // Invariants:
 //   - A File reads one version: bytes of another are never mixed in. A

@@ -14,8 +14,12 @@
 // take the copy path: a READ is spliced or copied from the local file where
 // there is one by then (read.go, reply.go), else filled by the client.
 //
-// Names that are looked up one by one cost a question to a master each, so the
-// directory of several such names is listed beside them (siblings.go).
+// Many small files are bound by what happens around their bytes: the readers
+// of the device have room to block (readers.go), and a directory that is opened
+// in order has the local files of what comes next asked for ahead
+// (openahead.go). Names that are looked up one by one cost a question to a
+// master each, so the directory of several such names is listed beside them
+// (siblings.go).
 //
 // Invariants:
 //   - A node ID is bound for life to (path, file ID, kind). The size, times

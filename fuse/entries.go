@@ -122,13 +122,38 @@ func (c *entryCache) get(p string) (a answer, ok bool) {
 	s := c.shard(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	x := s.byPath[p]
+	x := s.use(p)
 	if x == nil {
 		return answer{}, false
 	}
-	if !x.used {
-		x.used = true // it stays where it is: a scan looks at each name once
-		return c.epoch.unpack(&x.packed), true
+	return c.epoch.unpack(&x.packed), true
+}
+
+// glance is get for who wants no ticket, and an answer that is valid: it
+// allocates nothing. absent says that nothing is at the path.
+func (c *entryCache) glance(p string, now time.Time) (e client.Entry, asked, until time.Time, absent, ok bool) {
+	s := c.shard(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x := s.byPath[p]; x == nil || !now.Before(c.epoch.time(x.until)) {
+		return e, asked, until, false, false // get tells the rest
+	}
+	x := s.use(p)
+	if absent = x.kind == packedAbsent; !absent {
+		e = c.epoch.entry(&x.packed)
+	}
+	return e, c.epoch.time(x.asked), c.epoch.time(x.until), absent, true
+}
+
+// use returns the answer about a path, for a use of it that makes it hot if it
+// is not the first; nil if there is none. The shard's lock is held.
+func (s *cacheShard) use(p string) *cached {
+	x := s.byPath[p]
+	if x == nil || !x.used {
+		if x != nil {
+			x.used = true // it stays where it is: a scan looks at each name once
+		}
+		return x
 	}
 	s.queue(x).remove(x)
 	x.hot = true
@@ -139,7 +164,7 @@ func (c *entryCache) get(p string) (a answer, ok bool) {
 		old.hot, old.used = false, false
 		s.cold.push(old)
 	}
-	return c.epoch.unpack(&x.packed), true
+	return x
 }
 
 // peek is get for who passes over many names: nothing becomes hot by it.

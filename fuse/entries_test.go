@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
 	"millrace/block"
 )
 
@@ -198,4 +200,21 @@ func TestEntriesTogether(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// A LOOKUP of what is known and there costs what the name costs: the path that
+// is put together, and nothing for the answer.
+func TestLookupAllocatesLittle(t *testing.T) {
+	c := newFake(time.Hour)
+	c.put("/a", 1, "v1")
+	f := newTestFsys(t, c)
+	f.lookup(t, rootID, "a")
+	var out gofuse.EntryOut
+	in := &gofuse.InHeader{NodeId: rootID}
+	if n := testing.AllocsPerRun(500, func() { f.Lookup(nil, in, "a", &out) }); n > 1 {
+		t.Errorf("%v allocations for each LOOKUP", n)
+	}
+	if n := c.stats.Load(); n != 1 {
+		t.Errorf("a master was asked %d times", n)
+	}
 }

@@ -131,14 +131,14 @@ func (f *fsys) Lookup(cancel <-chan struct{}, header *gofuse.InHeader, name stri
 		return gofuse.ENOENT
 	}
 	path, now := join(parent.path, name), time.Now()
-	a, known := f.entries.get(path)
-	if known && a.fresh(now) {
-		if a.entry == nil {
-			return nothing(out, a.until.Sub(now))
+	if e, asked, until, absent, ok := f.entries.glance(path, now); ok {
+		if absent {
+			return nothing(out, until.Sub(now))
 		}
-		f.fillEntry(out, f.table.refer(a.entry, a.asked), a.until.Sub(now))
+		f.fillEntry(out, f.table.refer(&e, asked), until.Sub(now))
 		return gofuse.OK
 	}
+	a, known := f.entries.get(path)
 	if !known {
 		if until, ok := f.entries.absent(path, now); ok {
 			return nothing(out, until.Sub(now))

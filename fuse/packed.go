@@ -117,13 +117,7 @@ func (o epoch) unpack(x *packed) answer {
 	both := &struct {
 		entry  client.Entry
 		ticket block.Ticket
-	}{entry: client.Entry{
-		Path: x.path, Dir: x.kind == packedDir, Size: x.size, Tag: x.tag, FileID: x.fileID,
-		BlockSize: x.blockSize, MountID: x.mountID, Ticket: x.ticket, ValidUntil: a.until,
-	}}
-	if x.mtime != 0 {
-		both.entry.MTime = time.Unix(0, x.mtime)
-	}
+	}{entry: o.entry(x)}
 	if x.plainTicket {
 		both.ticket = block.Ticket{
 			MountID: x.mountID, Path: x.path[x.ticketAt:], Tag: x.tag, Length: x.size, BlockSize: x.blockSize,
@@ -136,6 +130,19 @@ func (o epoch) unpack(x *packed) answer {
 	}
 	a.entry = &both.entry
 	return a
+}
+
+// entry returns the entry of an answer that something is there, without a
+// ticket that the rest tells.
+func (o epoch) entry(x *packed) client.Entry {
+	e := client.Entry{
+		Path: x.path, Dir: x.kind == packedDir, Size: x.size, Tag: x.tag, FileID: x.fileID,
+		BlockSize: x.blockSize, MountID: x.mountID, Ticket: x.ticket, ValidUntil: o.time(x.until),
+	}
+	if x.mtime != 0 {
+		e.MTime = time.Unix(0, x.mtime)
+	}
+	return e
 }
 
 // texts returns the bytes that the answer's texts take.

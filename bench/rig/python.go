@@ -79,7 +79,7 @@ func (p *Python) Read(context.Context) error {
 }
 
 func (p *Python) ask(question, want string) error {
-	if _, err := io.WriteString(p.in, question); err != nil {
+	if _, err := p.in.WriteString(question); err != nil {
 		return errors.Join(fmt.Errorf("ask python3: %w", err), p.proc.Ended())
 	}
 	line, err := p.out.ReadString('\n')
