@@ -343,6 +343,9 @@ func TestXattrs(t *testing.T) {
 	if p, ok := Lookup(filepath.Join(link, "top.txt")); !ok || p.Path != "/top.txt" {
 		t.Errorf("%+v %v", p, ok)
 	}
+	if all, err := Places(); err != nil || !slices.ContainsFunc(all, func(p Place) bool { return p.MountPoint == m.dir && p.Path == "/" }) {
+		t.Errorf("the mounts of this host are %+v, %v, without %s", all, err, m.dir)
+	}
 	if p, ok := Lookup(t.TempDir()); ok {
 		t.Errorf("%+v", p)
 	}

@@ -201,3 +201,19 @@ func place(all []mountEntry, name string) (Place, bool) {
 	// m.root differs from "/" for a bind mount of a directory of the mount.
 	return Place{MountPoint: m.point, Path: path.Join(root, m.root, rest), Masters: masters}, true
 }
+
+// Places returns the Millrace mounts of this host, also dead ones, in the
+// order in which they were made.
+func Places() ([]Place, error) {
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	var found []Place
+	for _, m := range all {
+		if p, ok := place(all, m.point); ok && m.ours() && p.MountPoint == m.point {
+			found = append(found, p)
+		}
+	}
+	return found, nil
+}

@@ -89,7 +89,7 @@ func (a *app) root() *cobra.Command {
 		a.upCommand(), a.masterCommand(), a.workerCommand(), a.mountCommand(), a.umountCommand(),
 		a.ufsCommand(), a.loadCommand(), a.jobsCommand(),
 		a.lsCommand(), a.statCommand(), a.catCommand(), a.getCommand(), a.duCommand(), a.freeCommand(),
-		a.statusCommand(), a.mastersCommand(), a.workersCommand(), a.configCommand(), a.versionCommand(),
+		a.statusCommand(), a.mastersCommand(), a.workersCommand(), a.doctorCommand(), a.configCommand(), a.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	root.SetHelpCommand(helpCommand(root))

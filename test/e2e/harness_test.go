@@ -69,6 +69,7 @@ type store struct {
 	*testenv.Bucket
 	proxy   *testenv.CountingProxy
 	objects map[string]int64 // key -> size, as put by fill
+	options []string         // further arguments when a cluster binds it
 }
 
 func newStore(t *testing.T) *store {

@@ -76,7 +76,7 @@ func newCluster(t *testing.T, s *store, cacheSize string, env ...string) *cluste
 	c.masters = c.master.chosen["--listen"]
 	c.worker.start()
 	c.worker.ready()
-	c.run("ufs", "add", "/", s.URI(""))
+	c.run(append([]string{"ufs", "add", "/", s.URI("")}, s.options...)...)
 	c.run("status", "--wait", patience.String())
 	c.mount.start()
 	c.mount.ready()
