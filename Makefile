@@ -1,6 +1,7 @@
 # Millrace's targets. They need Go, and nothing else that they do not build
 # themselves: pinned tools come from etc/tools, through the Go module proxy,
-# into .tools, once.
+# into .tools, once. The tests of HDFS need Java, and Maven the first time; without
+# them they are skipped, and say so.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -204,6 +204,19 @@ func PutHDFS(c *hdfs.Client, name string, data []byte, blockSize int64, replicat
 	if err := c.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
+	// The library gives up a file when a DataNode fails it, as those of a busy
+	// machine do.
+	const tries = 3
+	var err error
+	for range tries {
+		if err = putOnce(c, name, data, blockSize, replication); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func putOnce(c *hdfs.Client, name string, data []byte, blockSize int64, replication int) error {
 	if err := c.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

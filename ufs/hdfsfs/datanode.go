@@ -26,7 +26,7 @@ const (
 	checksumSize    = 4
 
 	maxResponse = 64 << 10 // bytes of the answer in front of the packets
-	maxPacket   = 16 << 20 // bytes of data in a packet; Hadoop's own bound
+	maxPacket   = 16 << 20 // bytes of data and checksums in a packet; Hadoop's own bound
 	maxChunk    = 1 << 20  // bytes per checksum
 )
 
@@ -158,7 +158,7 @@ func (r *run) packet() error {
 	}
 	data := int(h.length)
 	sums := (data + r.chunk - 1) / r.chunk * checksumSize
-	if size := binary.BigEndian.Uint32(lengths[:]); int64(size) != int64(lengthSize+sums+data) {
+	if size := binary.BigEndian.Uint32(lengths[:]); int64(size) != int64(lengthSize+sums+data) || size > maxPacket {
 		return corrupt("a packet of %d bytes with %d of data and %d of checksums", size, data, sums)
 	}
 	if cap(r.buf) < sums+data {

@@ -263,7 +263,7 @@ func TestFrozenDataNode(t *testing.T) {
 	frozen := c.dataNode(t, 2)
 	w := watch(s)
 	met := 0
-	for i := range 40 {
+	for i := range 20 {
 		got, err := readAll(t.Context(), s, o, block.Extent{Length: o.Length})
 		if err != nil || !bytes.Equal(got, data) {
 			t.Fatalf("read %d: %d bytes, %v", i, len(got), err)
