@@ -295,3 +295,42 @@ func TestWorkersComeAndGo(t *testing.T) {
 	t.Logf("worst read: %v", r.progress(t, 200))
 	r.stop(t)
 }
+
+// TestAddedMasterKnowsTheWorkers adds a master that no worker was configured
+// with, and lets it lead.
+func TestAddedMasterKnowsTheWorkers(t *testing.T) {
+	c := start(t, 1, 2, nil)
+	files := c.loaded(t, 10, 300<<10)
+	added := c.newMaster()
+	c.masters = append(c.masters, added)
+	must(t, c.configureMaster(added, c.masters[:1]))
+	must(t, added.Start())
+	must(t, Until(bounded(t), func() error {
+		_, err := c.Run(t.Context(), "masters", "add", added.Name)
+		return err
+	}))
+	must(t, Until(bounded(t), func() error {
+		_, err := c.Run(t.Context(), "masters", "transfer", added.Name)
+		return err
+	}))
+	must(t, Until(bounded(t), func() error {
+		if !added.Leads(t.Context()) {
+			return fmt.Errorf("%s does not lead yet", added.Name)
+		}
+		var all []workerState
+		out, err := c.Run(t.Context(), "--masters", added.Address("grpc"), "workers", "ls", "-o", "json")
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &all)
+		}
+		for _, w := range all {
+			if w.State != "live" {
+				err = fmt.Errorf("%s is %s to the new leader", w.ID, w.State)
+			}
+		}
+		if err == nil && len(all) != 2 {
+			err = fmt.Errorf("%d workers", len(all))
+		}
+		return err
+	}))
+	c.readAll(t, files)
+}
