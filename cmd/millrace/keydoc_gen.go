@@ -99,6 +99,7 @@ func keyDocs() map[string]string {
 		"worker.memory_dir":                "memory_dir is the memory tier's directory. Empty is one in /dev/shm that is named after the data directory.",
 		"worker.move_queue":                "move_queue is how many files may wait to be moved into a faster tier; 1 to 1,000,000. What comes when it is full stays where it is.",
 		"worker.movers":                    "movers is how many files are moved between tiers at once; 1 to 64. Each mover reads and writes as fast as the disks allow, so a few are enough.",
+		"worker.peer_timeout":              "peer_timeout bounds each request to another worker for what that has cached, and four times the question to a master who has it: then the under-store is asked.",
 		"worker.promote_hits":              "promote_hits is how often a cached file must be read from its start within promote_window to be moved into a faster tier; 1 to 255. Lower moves files that are read only this once, higher moves them too late.",
 		"worker.promote_window":            "promote_window is the time within which the readings count; 1s to 24h.",
 		"worker.readahead_max":             "readahead_max bounds what is fetched ahead of one sequential reader; 0 switches read-ahead off. It is never more than 1/8 of the smallest cache directory.",

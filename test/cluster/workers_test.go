@@ -93,11 +93,14 @@ func (c *Cluster) readAll(t *testing.T, files map[string]int64) {
 	}
 }
 
+// patientWorkers wait for each other, however busy the machine is.
+func patientWorkers(cfg *Config) { cfg.WorkerTOML = `peer_timeout = "30s"` }
+
 // TestJoin adds a worker to three: about a quarter of the blocks become its
 // own, and it has them from the others, not from the under-store.
 func TestJoin(t *testing.T) {
 	const count, size = 120, 300 << 10
-	c := start(t, 1, 3, nil)
+	c := start(t, 1, 3, patientWorkers)
 	files := c.loaded(t, count, size)
 	gets := c.sum(t, "millrace_worker_ufs_requests_total")
 	fresh, err := c.AddWorker()
@@ -124,7 +127,7 @@ func TestJoin(t *testing.T) {
 // TestDrain drains one worker of three, stops it and forgets it. What it had
 // comes from it while it is there.
 func TestDrain(t *testing.T) {
-	c := start(t, 1, 3, nil)
+	c := start(t, 1, 3, patientWorkers)
 	files := c.loaded(t, 60, 300<<10)
 	gets := c.sum(t, "millrace_worker_ufs_requests_total")
 	leaver := c.Workers()[0]
