@@ -91,8 +91,9 @@ func (a *announced) ids() []string {
 
 // announce tells the leader where this master is, until ctx ends.
 func (m *Master) announce(ctx context.Context) {
-	told := false
-	for sleep(ctx, m.clock, announceInterval) == nil {
+	told, pause := false, time.Duration(0)
+	for sleep(ctx, m.clock, pause) == nil {
+		pause = announceInterval
 		if m.leading.Load() {
 			continue
 		}
@@ -100,6 +101,7 @@ func (m *Master) announce(ctx context.Context) {
 		switch {
 		case err != nil:
 			m.log.DebugContext(ctx, "announcing this master", "error", err)
+			pause = foundingPause // a new leader should hear of it soon
 		case reply.GetMember():
 			told = false
 		case !told:

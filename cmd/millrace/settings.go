@@ -38,6 +38,9 @@ type Cluster struct {
 	// Masters are the gRPC addresses of the masters, HOST:PORT. The
 	// environment variable MILLRACE_MASTERS is another name of this key.
 	Masters []string `toml:"masters"`
+	// Instance is a name of this process that its metrics carry as the label
+	// millrace_instance, where a host has several of a role. Empty: no label.
+	Instance string `toml:"instance"`
 	// LogLevel is the least level that is logged: debug, info, warn or error.
 	LogLevel string `toml:"log_level"`
 }
