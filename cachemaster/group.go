@@ -98,6 +98,9 @@ func (m *Master) announce(ctx context.Context) {
 			continue
 		}
 		reply, err := m.announceOnce(ctx)
+		if err == nil && m.apart.Swap(!reply.GetMember()) == reply.GetMember() {
+			m.members.change.notify() // streams end, or go on
+		}
 		switch {
 		case err != nil:
 			m.log.DebugContext(ctx, "announcing this master", "error", err)
