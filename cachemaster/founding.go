@@ -48,15 +48,20 @@ const (
 	foundingPatience = 10 * time.Second
 )
 
-// readFounding returns what the data directory keeps, or a new mark that it
-// keeps from now on.
+// markDisk draws a disk's mark, if it has none. It comes before everything
+// else: the mark that others were told must be the one that is kept.
+func markDisk(dir string) error {
+	_, err := readFounding(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		err = founding{Disk: rand.Text()}.write(dir)
+	}
+	return err
+}
+
+// readFounding returns what the data directory keeps.
 func readFounding(dir string) (founding, error) {
 	path := filepath.Join(dir, foundingFile)
 	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		f := founding{Disk: rand.Text()}
-		return f, f.write(dir)
-	}
 	if err != nil {
 		return founding{}, errs.Wrap(err, "read", path)
 	}

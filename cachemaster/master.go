@@ -65,6 +65,7 @@ type Master struct {
 	// that was committed before, until it learns that it leads no more.
 	leading  atomic.Bool
 	running  atomic.Bool   // Raft is up
+	apart    atomic.Bool   // the leader said that this master does not belong to the group
 	fresh    atomic.Bool   // the disk is empty: this master takes no part yet
 	stopping chan struct{} // closed when streams should end
 
@@ -129,7 +130,7 @@ func (m *Master) Run(ctx context.Context) (err error) {
 	}
 	m.raft = node
 	fresh, err := node.fresh()
-	if err != nil {
+	if err = errors.Join(err, markDisk(m.deps.DataDir)); err != nil {
 		return errors.Join(err, closeListener(m.deps.GRPC), node.close())
 	}
 	m.fresh.Store(fresh)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 
 	"millrace/api"
 	"millrace/cachemaster/fsm"
@@ -20,7 +21,9 @@ type ufsService struct {
 
 // AddUFS implements api.UFSServiceServer. The same under-store with the same
 // options at the same path again is a success, without a look at it: a
-// cluster that starts while its under-store is away serves what it cached.
+// cluster that starts while its under-store is away serves what it cached. A
+// path that is taken is left to the state machine to refuse: this may be the
+// repetition of a call that it has answered.
 func (s *ufsService) AddUFS(ctx context.Context, r *api.AddUFSRequest) (*api.AddUFSReply, error) {
 	if _, err := s.m.begin(ctx, 0); err != nil {
 		return nil, err
@@ -30,14 +33,16 @@ func (s *ufsService) AddUFS(ctx context.Context, r *api.AddUFSRequest) (*api.Add
 	if err != nil {
 		return nil, err
 	}
+	command := fsm.Command{Key: r.GetIdempotencyKey(), AddUFS: c}
 	st := s.m.store.State()
-	for i := range st.Mounts {
+	if i := slices.IndexFunc(st.Mounts, func(m fsm.Mount) bool { return m.Path == c.Path }); i >= 0 {
 		m := &st.Mounts[i]
-		if m.Path != c.Path {
-			continue
-		}
 		if m.URI != c.URI || !maps.Equal(m.Options, c.Options) {
-			return nil, fsm.TakenError(*m, c.URI)
+			result, err := s.m.raft.apply(ctx, command)
+			if err != nil {
+				return nil, err
+			}
+			m = result.Mount
 		}
 		return &api.AddUFSReply{Mount: mountProto(m)}, nil
 	}
@@ -45,7 +50,7 @@ func (s *ufsService) AddUFS(ctx context.Context, r *api.AddUFSRequest) (*api.Add
 	if err != nil {
 		return nil, err
 	}
-	result, err := s.m.raft.apply(ctx, fsm.Command{Key: r.GetIdempotencyKey(), AddUFS: c})
+	result, err := s.m.raft.apply(ctx, command)
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}

@@ -46,9 +46,10 @@ func (m *masters) attempt(ctx, budget context.Context, how repeatable, addr stri
 func (m *masters) watch(ctx, budget context.Context, how repeatable, addr string) error {
 	for {
 		leader, alive := m.look(ctx, addr)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // the attempt is over
+		}
 		switch {
-		case ctx.Err() != nil:
-			return nil
 		case leader != "" && leader != addr && how == always:
 			return &rpcerr.NotLeader{Leader: leader}
 		case leader != "" && leader != addr, !alive && budget.Err() != nil:
@@ -92,6 +93,9 @@ func (m *masters) look(ctx context.Context, addr string) (leader string, alive b
 				alive = alive || a == addr && errors.Is(err, errs.Unsupported)
 			case reply.GetLeads():
 				leader, alive = a, alive || a == addr
+				if a != addr {
+					cancel() // that will do; the others may be silent, too
+				}
 			default:
 				alive = alive || a == addr
 				if reply.GetAddress() != addr {

@@ -53,7 +53,10 @@ func TestLeavesAFrozenLeader(t *testing.T) {
 			}
 			return nil
 		},
-		"add": func(ctx context.Context, c *Client) error { _, err := c.AddUFS(ctx, "/m", "file:///x", nil); return err },
+		"add": func(ctx context.Context, c *Client) error {
+			_, err := c.AddUFS(ctx, "/m", "file:///x", nil)
+			return err
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := dial(t, []string{old.addr, next.addr}, quick)

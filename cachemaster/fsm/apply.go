@@ -77,7 +77,7 @@ func addUFS(s *State, w writer, index uint64, c *AddUFS) Result {
 		if m.URI == c.URI && maps.Equal(m.Options, c.Options) {
 			return Result{Mount: &m}
 		}
-		return Result{Err: TakenError(m, c.URI)}
+		return Result{Err: takenError(m, c.URI)}
 	}
 	if len(s.Mounts) >= MaxMounts {
 		return Result{Err: errs.E(errs.NoSpace, "add under-store", string(c.Path), fmt.Errorf("there are %d under-store mounts, which is the bound", MaxMounts))}
@@ -94,8 +94,8 @@ func addUFS(s *State, w writer, index uint64, c *AddUFS) Result {
 	return Result{Mount: &m}
 }
 
-// TakenError says that m's path is not free for uri.
-func TakenError(m Mount, uri string) error {
+// takenError says that m's path is not free for uri.
+func takenError(m Mount, uri string) error {
 	if m.URI == uri {
 		return errs.E(errs.Exists, "add under-store", string(m.Path), fmt.Errorf("%s is bound here already, with other options", m.URI)).
 			WithHint("remove it first to change its options")

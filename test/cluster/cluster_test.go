@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,13 +20,17 @@ func content(name string, size int64) []byte {
 }
 
 // readWhole reads a file of the source through a client and checks every byte.
-func readWhole(t *testing.T, cl *client.Client, name string, size int64) error {
-	t.Helper()
-	f, err := cl.Open(t.Context(), name)
+func readWhole(ctx context.Context, cl *client.Client, name string, size int64) error {
+	f, err := cl.Open(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	return checkWhole(f, name, size)
+}
+
+// checkWhole reads an open file and checks every byte.
+func checkWhole(f *client.File, name string, size int64) error {
 	got, err := io.ReadAll(io.NewSectionReader(f, 0, size+1))
 	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
@@ -44,7 +49,7 @@ func TestCluster(t *testing.T) {
 	must(t, err)
 	defer cl.Close()
 	for name, size := range files {
-		must(t, readWhole(t, cl, name, size))
+		must(t, readWhole(t.Context(), cl, name, size))
 	}
 	var st struct {
 		Leader  string `json:"leader"`

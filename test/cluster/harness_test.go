@@ -108,3 +108,10 @@ func (c *Cluster) source(t *testing.T, files int, size int64) map[string]int64 {
 	c.run(t, "status", "--wait", patience.String())
 	return all
 }
+
+// readyNow asks whether it is ready.
+func (p *Process) readyNow(t *testing.T) error {
+	t.Helper()
+	_, err := p.get(t.Context(), "/readyz")
+	return err
+}
