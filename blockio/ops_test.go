@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -274,10 +275,10 @@ func TestOpenRead(t *testing.T) {
 // TestCheckedReads: a checked read wants the checksum of every page.
 func TestCheckedReads(t *testing.T) {
 	data := pattern(2*int(block.PageSize) + 100)
-	told := 0 // checksums that the server tells
+	var told atomic.Int64 // checksums that the server tells
 	f := &testFile{data: data, hook: func(_ context.Context, f *testFile, req ReadRequest, w Responder) error {
 		g := block.Geometry{Length: int64(len(data)), BlockSize: block.DefaultBlockSize}
-		for p := range int64(told) {
+		for p := range told.Load() {
 			w.PageCRC(p, block.Checksum(data[g.Page(p).Offset:g.Page(p).End()]))
 		}
 		return w.Write(data[req.Extent.Offset:req.Extent.End()])
@@ -285,15 +286,16 @@ func TestCheckedReads(t *testing.T) {
 	c := startServer(t, "tcp", DefaultServerConfig(), oneFile(f)).dial(t)
 	h := mustOpen(t, c, "f", len(data))
 	p := make([]byte, len(data))
-	for told = range 4 {
+	for n := range int64(4) {
+		told.Store(n)
 		var want error
-		if told < 3 {
+		if n < 3 {
 			want = errs.Corrupt
 		}
 		check := func(what string, err error) {
 			t.Helper()
 			if !errors.Is(err, want) {
-				t.Errorf("%s with %d of 3 checksums: %v, want %v", what, told, err, want)
+				t.Errorf("%s with %d of 3 checksums: %v, want %v", what, n, err, want)
 			}
 		}
 		_, err := c.ReadAt(t.Context(), h, p, 0, ReadOptions{Checked: true})
@@ -303,7 +305,7 @@ func TestCheckedReads(t *testing.T) {
 		_, err = c.OpenRead(t.Context(), ticketOf("f", int64(len(data))), p, 0, ReadOptions{Checked: true})
 		check("OpenRead", err)
 		if _, err = c.ReadAt(t.Context(), h, p, 0, ReadOptions{}); err != nil {
-			t.Errorf("an unchecked read with %d of 3 checksums: %v", told, err)
+			t.Errorf("an unchecked read with %d of 3 checksums: %v", n, err)
 		}
 	}
 }

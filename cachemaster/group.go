@@ -91,15 +91,20 @@ func (a *announced) ids() []string {
 
 // announce tells the leader where this master is, until ctx ends.
 func (m *Master) announce(ctx context.Context) {
-	told := false
-	for sleep(ctx, m.clock, announceInterval) == nil {
+	told, pause := false, time.Duration(0)
+	for sleep(ctx, m.clock, pause) == nil {
+		pause = announceInterval
 		if m.leading.Load() {
 			continue
 		}
 		reply, err := m.announceOnce(ctx)
+		if err == nil && m.apart.Swap(!reply.GetMember()) == reply.GetMember() {
+			m.members.change.notify() // streams end, or go on
+		}
 		switch {
 		case err != nil:
 			m.log.DebugContext(ctx, "announcing this master", "error", err)
+			pause = foundingPause // a new leader should hear of it soon
 		case reply.GetMember():
 			told = false
 		case !told:

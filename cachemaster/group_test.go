@@ -253,17 +253,29 @@ func TestAddAndRemove(t *testing.T) {
 		g.add(id)
 		g.awaitState(id, masterFollower)
 	}
+	watch, err := g.up[0].status.Watch(t.Context(), &api.WatchRequest{})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	g.remove("m0")
 	if n, _ := g.leader(); n == 0 {
 		t.Error("the master that was removed leads")
 	}
 	eventually(t, "it waits", func() bool { return g.states()["m0"] == masterWaiting && len(g.states()) == 3 })
+	// What it knows grows old: it tells nobody, and ends who watches it.
+	for err == nil {
+		_, err = watch.Recv()
+	}
+	wantKind(t, "watching a master that was removed", err, errs.Unavailable)
+	_, err = g.up[0].status.Status(t.Context(), &api.StatusRequest{})
+	wantKind(t, "the status of a master that was removed", err, errs.Unavailable)
 	_, l = g.leader()
 	if _, ok := l.m.store.State().Masters["m0"]; ok {
 		t.Error("the master that was removed is remembered")
 	}
-	// With one of the two that are left away, the group could not do without
-	// the other.
 	if _, err := l.stat(t, "/m/f"); err != nil {
 		t.Error(err)
 	}
@@ -452,4 +464,32 @@ func TestFoundIsDenied(t *testing.T) {
 	}
 	_, err := s.Found(t.Context(), &api.FoundRequest{Id: "m0", Disk: "other"})
 	wantKind(t, "its own ID", err, errs.Invalid)
+}
+
+// TestJoinsBySnapshot: a master is added when the log begins long after the
+// group did.
+func TestJoinsBySnapshot(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 1, 2)
+	g.cfg.RaftSnapshotEntries, g.cfg.RaftTrailingEntries = 50, 10
+	g.cfg.RaftSnapshotInterval = size.Duration(5 * time.Millisecond)
+	g.startAll(1)
+	_, l := g.leader()
+	l.mount(t, "/m", "mem://a", nil)
+	eventually(t, "the log is cut", func() bool {
+		if _, err := l.m.raft.apply(t.Context(), fsm.Command{RegisterMaster: &fsm.Master{ID: "x", GRPC: "h:1"}}); err != nil {
+			t.Fatal(err)
+		}
+		first, err := l.m.raft.logDB.FirstIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return first > 50
+	})
+	c := g.start(1)
+	g.awaitState("m1", masterWaiting)
+	g.add("m1")
+	if got, want := c.m.store.State(), l.m.store.State(); got.ClusterID != want.ClusterID || len(got.Mounts) != 1 || got.Masters["x"].GRPC != "h:1" {
+		t.Errorf("the master that joined has %+v, want %+v", got, want)
+	}
 }

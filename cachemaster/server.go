@@ -42,14 +42,16 @@ func (m *Master) newServer() *grpc.Server {
 	return s
 }
 
-// entered refuses a call to a master that has not entered the group yet, save
-// those that are about entering it.
+// entered refuses a call to a master that has not entered the group, or left it
+// and knows nothing new, save those that are about entering it.
 func (m *Master) entered(method string) error {
-	if m.running.Load() || method == api.GroupService_Found_FullMethodName || method == api.GroupService_Leader_FullMethodName {
+	if m.running.Load() && !m.apart.Load() || method == api.GroupService_Found_FullMethodName || method == api.GroupService_Leader_FullMethodName {
 		return nil
 	}
-	return errs.E(errs.Unavailable, "", "", errors.New("this master has not entered the group yet"))
+	return errs.E(errs.Unavailable, "", "", errNotEntered)
 }
+
+var errNotEntered = errors.New("this master has not entered the group")
 
 func (m *Master) unaryOnceRunning(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	if err := m.entered(info.FullMethod); err != nil {

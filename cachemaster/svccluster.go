@@ -70,6 +70,9 @@ func (m *Master) masters(st *fsm.State, leader string) []*api.MasterInfo {
 func (s *clusterService) Watch(_ *api.WatchRequest, stream grpc.ServerStreamingServer[api.Membership]) error {
 	for {
 		changed := s.m.members.change.next()
+		if s.m.apart.Load() {
+			return errs.E(errs.Unavailable, "watch", "", errNotEntered)
+		}
 		st := s.m.store.State()
 		err := stream.Send(&api.Membership{
 			ClusterId: st.ClusterID, Placement: placementProto(st),

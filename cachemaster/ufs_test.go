@@ -190,3 +190,26 @@ func TestMountsSurviveRestart(t *testing.T) {
 		c.stop()
 	}
 }
+
+// TestAddUFSRepeated: a call whose answer was lost is repeated, after the path
+// was given to another: it gets the answer that was lost.
+func TestAddUFSRepeated(t *testing.T) {
+	t.Parallel()
+	c := start(t, t.TempDir(), map[string]*memStore{"a": newMemStore(nil), "b": newMemStore(nil)}, testConfig())
+	call := &api.AddUFSRequest{Path: []byte("/m"), Uri: "mem://a", IdempotencyKey: "k"}
+	first, err := c.ufs.AddUFS(t.Context(), call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.ufs.RemoveUFS(t.Context(), &api.RemoveUFSRequest{Path: []byte("/m")}); err != nil {
+		t.Fatal(err)
+	}
+	c.mount(t, "/m", "mem://b", nil)
+	again, err := c.ufs.AddUFS(t.Context(), call)
+	if err != nil || again.GetMount().GetId() != first.GetMount().GetId() {
+		t.Errorf("repeated: %v, %v, want %v", again, err, first)
+	}
+	if st := c.m.store.State(); len(st.Mounts) != 1 || st.Mounts[0].URI != "mem://b" {
+		t.Errorf("bound are %v", st.Mounts)
+	}
+}

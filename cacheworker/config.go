@@ -40,6 +40,10 @@ type Config struct {
 	// LoadConcurrency bounds the items of one under-store mount that load
 	// tasks work on at a time; those of all of them are at most twice as many.
 	LoadConcurrency int `toml:"load_concurrency"`
+	// PeerTimeout bounds each request to another worker for what that has cached,
+	// and four times the question to a master who has it: then the under-store
+	// is asked.
+	PeerTimeout size.Duration `toml:"peer_timeout"`
 	// DrainTimeout is how long requests in flight may go on once the worker
 	// was told to stop.
 	DrainTimeout size.Duration `toml:"drain_timeout"`
@@ -65,6 +69,7 @@ func DefaultConfig() Config {
 		FetchConcurrency: 64,
 		MaxInflightBytes: 256 * size.MiB,
 		LoadConcurrency:  16,
+		PeerTimeout:      size.Duration(time.Second),
 		DrainTimeout:     size.Duration(5 * time.Second),
 		DescriptorUIDs:   []int{},
 	}
@@ -83,6 +88,7 @@ func (c Config) Validate() error {
 		inRange("fetch_concurrency", c.FetchConcurrency, 1, 10_000),
 		inRange("max_inflight_bytes", c.MaxInflightBytes, c.FetchSize, 1024*size.GiB),
 		inRange("load_concurrency", c.LoadConcurrency, 1, 10_000),
+		inRange("peer_timeout", c.PeerTimeout, size.Duration(10*time.Millisecond), size.Duration(10*time.Minute)),
 		inRange("drain_timeout", c.DrainTimeout, 0, size.Duration(time.Hour)),
 		c.validateUIDs(),
 	)

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// locateTimeout bounds one question to a master: what it would save, the
-	// under-store has as well.
-	locateTimeout = 250 * time.Millisecond
+	// locateShare is which part of the time for a request to another worker the
+	// question to a master may take.
+	locateShare = 4
 	// locatePause is for how long nobody is asked after a master did not
 	// answer, or said that there is no other worker.
 	locatePause = time.Second
@@ -34,6 +34,7 @@ type finder interface {
 type locator struct {
 	masters func() []finder
 	self    block.WorkerID
+	timeout time.Duration // of one question
 	log     *slog.Logger
 	turn    chan struct{} // held by who asks
 
@@ -51,8 +52,8 @@ type question struct {
 	reply  *api.FindBlocksReply // nil if there is none; written before done
 }
 
-func newLocator(masters func() []finder, self block.WorkerID, log *slog.Logger) *locator {
-	return &locator{masters: masters, self: self, log: log, turn: make(chan struct{}, 1)}
+func newLocator(masters func() []finder, self block.WorkerID, timeout time.Duration, log *slog.Logger) *locator {
+	return &locator{masters: masters, self: self, timeout: timeout, log: log, turn: make(chan struct{}, 1)}
 }
 
 // find returns live workers that should have all of a block. epoch is that of
@@ -116,7 +117,7 @@ func (l *locator) ask(ctx context.Context, q *question, epoch uint64) {
 		return
 	}
 	master := masters[first%len(masters)]
-	within, cancel := context.WithTimeout(ctx, locateTimeout)
+	within, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
 	reply, err := master.FindBlocks(within, &api.FindBlocksRequest{WorkerId: string(l.self), Blocks: q.hashes})
 	if ctx.Err() != nil {

@@ -20,9 +20,6 @@ import (
 const (
 	// peerTries bounds the workers that one flight asks for a block.
 	peerTries = 2
-	// peerPatience bounds one request to a worker, connecting included, of
-	// chunkSize bytes that it has in its cache.
-	peerPatience = time.Second
 	// A worker that failed is not asked for doubtLeast, and twice as long each
 	// time that it fails again, up to doubtMost.
 	doubtLeast = time.Second
@@ -41,7 +38,8 @@ type peers struct {
 	locator  *locator
 	tier     *tier.Store
 	gate     *gate
-	share    *share // of the gate
+	share    *share        // of the gate
+	timeout  time.Duration // of one request for chunkSize bytes, connecting included
 	config   blockio.ClientConfig
 	epoch    func() uint64 // of the placement
 	counters *counters
@@ -69,8 +67,9 @@ func newPeers(cfg Config, w *Worker) *peers {
 	config := blockio.DefaultClientConfig()
 	config.WorkerID = string(self)
 	return &peers{
-		locator: newLocator(w.masters.finders, self, w.log), tier: w.tier, gate: w.fetcher.inflight,
-		share: &share{most: int64(cfg.FetchConcurrency)}, config: config,
+		locator: newLocator(w.masters.finders, self, cfg.PeerTimeout.Std()/locateShare, w.log),
+		tier:    w.tier, gate: w.fetcher.inflight, share: &share{most: int64(cfg.FetchConcurrency)},
+		timeout: cfg.PeerTimeout.Std(), config: config,
 		epoch:    func() uint64 { return w.placement.Load().GetEpoch() },
 		counters: w.counters, log: w.log, known: make(map[block.WorkerID]*peer),
 	}
@@ -179,9 +178,9 @@ type reading struct {
 	handle uint32
 }
 
-// at fills b with checked bytes, within peerPatience.
+// at fills b with checked bytes, in the time for one request.
 func (r *reading) at(ctx context.Context, b []byte, off int64) error {
-	within, cancel := context.WithTimeout(ctx, peerPatience)
+	within, cancel := context.WithTimeout(ctx, r.p.timeout)
 	defer cancel()
 	err := r.readAt(within, b, off)
 	if ctx.Err() == nil {

@@ -8,10 +8,11 @@ import (
 	"time"
 
 	"millrace/block"
+	"millrace/internal/errs"
 )
 
 // errOutrun ends a read whose bytes another worker brought.
-var errOutrun = errors.New("another worker was faster")
+var errOutrun = errs.E(errs.Canceled, "", "", errors.New("another worker was faster"))
 
 // budget bounds hedges to a share of the reads.
 type budget struct {

@@ -127,7 +127,7 @@ func (n *node) fail(ctx context.Context, err error) error {
 func (n *node) finish(ctx context.Context) error { return errors.Join(n.group.Wait(ctx), n.close()) }
 
 // startOps starts the operations server of a role.
-func (n *node) startOps(ctx context.Context, role string, l net.Listener, reg *prometheus.Registry, ready func() error) {
+func (n *node) startOps(ctx context.Context, role string, l net.Listener, reg prometheus.Gatherer, ready func() error) {
 	ops := daemon.NewOpsServer(l, reg, ready, n.log)
 	n.group.Start(ctx, role+" HTTP", ops.Run)
 }
@@ -196,7 +196,7 @@ func (n *node) startMaster(ctx context.Context, l masterListeners) (*cachemaster
 	if err := os.MkdirAll(n.settings.Master.DataDir, 0o700); err != nil {
 		return nil, errs.Wrap(err, "make data directory", n.settings.Master.DataDir)
 	}
-	reg := daemon.NewRegistry()
+	reg := daemon.NewRegistry(n.settings.Cluster.Instance)
 	m, err := cachemaster.New(n.settings.Master.Config, cachemaster.Deps{
 		UFS: underStores(), GRPC: l.grpc, Raft: l.raft, HTTPAddr: l.http.Addr().String(), DataDir: n.settings.Master.DataDir,
 		Masters: n.settings.Cluster.Masters,
@@ -252,7 +252,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	if err != nil {
 		return nil, err
 	}
-	reg := daemon.NewRegistry()
+	reg := daemon.NewRegistry(n.settings.Cluster.Instance)
 	log := n.log.With("role", "worker")
 	// The store tells the worker, which is made with the store.
 	var worker atomic.Pointer[cacheworker.Worker]
@@ -300,7 +300,7 @@ type mountSpec struct {
 // startMount starts the client of a mount and the mount itself, and waits
 // until it is mounted.
 func (n *node) startMount(ctx context.Context, spec mountSpec) error {
-	reg := daemon.NewRegistry()
+	reg := daemon.NewRegistry(n.settings.Cluster.Instance)
 	log := n.log.With("role", "mount")
 	c, err := client.Dial(ctx, n.settings.clientConfig(spec.masters), log, reg)
 	if err != nil {

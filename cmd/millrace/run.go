@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,8 @@ type app struct {
 	args           []string // of the command line
 
 	output string // of --output
+
+	logging sync.Mutex // held by those instances of `up` that write to stderr
 }
 
 func (a *app) root() *cobra.Command {

@@ -1,10 +1,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,6 +50,10 @@ func scripts(t *testing.T, dir string) {
 			"busyport":  busyPort,
 			"waitfor":   waitFor,
 			"jsonfield": jsonField,
+
+			"killinstance":  killInstance,
+			"metrics":       instanceMetrics,
+			"waitinstances": waitInstances,
 		},
 	})
 }
@@ -119,5 +131,78 @@ func jsonField(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	if match := there && string(b) == args[1]; match == neg {
 		ts.Fatalf("field %s is %s (there: %t), want %s", args[0], b, there, args[1])
+	}
+}
+
+// instancesOf reads addresses.json of the directory d.
+func instancesOf(ts *testscript.TestScript) map[string]map[string]string {
+	b, err := os.ReadFile(ts.MkAbs("d/addresses.json"))
+	ts.Check(err)
+	var all map[string]map[string]string
+	ts.Check(json.Unmarshal(b, &all))
+	return all
+}
+
+// killInstance NAME kills an instance of `up` in d as kill -9 does.
+func killInstance(ts *testscript.TestScript, _ bool, args []string) {
+	lock, err := os.ReadFile(ts.MkAbs("d/" + args[0] + "/lock"))
+	ts.Check(err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(lock)))
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, syscall.SIGKILL))
+	// It is back when another process holds the lock and serves.
+	for deadline := time.Now().Add(time.Minute); ; {
+		b, err := os.ReadFile(ts.MkAbs("d/" + args[0] + "/lock"))
+		if now, convErr := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && convErr == nil && now != pid && ask(ts, args[0], "/readyz") == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s does not come back", args[0])
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+// ask asks an instance's HTTP server, which must answer, with any of want in
+// its text.
+func ask(ts *testscript.TestScript, instance, path string, want ...string) error {
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+instancesOf(ts)[instance]["http"]+path, http.NoBody)
+	ts.Check(err)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	for _, w := range want {
+		if !strings.Contains(string(text), w) {
+			return fmt.Errorf("%s%s has no %s", instance, path, w)
+		}
+	}
+	return err
+}
+
+// instanceMetrics NAME TEXT requires that an instance's metrics hold a text.
+func instanceMetrics(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ask(ts, args[0], "/metrics", args[1]))
+}
+
+// waitInstances waits until every instance in d is ready.
+func waitInstances(ts *testscript.TestScript, _ bool, _ []string) {
+	deadline := time.Now().Add(time.Minute)
+	for name := range instancesOf(ts) {
+		for {
+			err := ask(ts, name, "/readyz")
+			if err == nil {
+				break
+			}
+			if time.Now().After(deadline) {
+				ts.Fatalf("%s: %v", name, err)
+			}
+			<-time.After(10 * time.Millisecond)
+		}
 	}
 }

@@ -38,6 +38,9 @@ type Cluster struct {
 	// Masters are the gRPC addresses of the masters, HOST:PORT. The
 	// environment variable MILLRACE_MASTERS is another name of this key.
 	Masters []string `toml:"masters"`
+	// Instance is a name of this process that its metrics carry as the label
+	// millrace_instance, where a host has several of a role. Empty: no label.
+	Instance string `toml:"instance"`
 	// LogLevel is the least level that is logged: debug, info, warn or error.
 	LogLevel string `toml:"log_level"`
 }
@@ -190,17 +193,7 @@ func (s *Settings) Validate() error {
 	if err := level.UnmarshalText([]byte(s.Cluster.LogLevel)); err != nil {
 		list = append(list, fmt.Errorf("cluster.log_level: %q: want debug, info, warn or error", s.Cluster.LogLevel))
 	}
-	for _, l := range []struct{ key, address string }{
-		{"master.listen", s.Master.Listen},
-		{"master.raft_listen", s.Master.RaftListen},
-		{"master.http_listen", s.Master.HTTPListen},
-		{"worker.listen", s.Worker.Listen},
-		{"worker.data_listen", s.Worker.DataListen},
-		{"worker.http_listen", s.Worker.HTTPListen},
-		{"fuse.http_listen", s.FUSE.HTTPListen},
-	} {
-		list = append(list, checkAddress(l.key, l.address))
-	}
+	list = append(list, s.checkListens()...)
 	for _, d := range []struct{ key, dir string }{
 		{"master.data_dir", s.Master.DataDir}, {"worker.data_dir", s.Worker.DataDir}, {"fuse.data_dir", s.FUSE.DataDir},
 	} {
@@ -238,6 +231,36 @@ func atPath(path string, err error) error {
 		list = append(list, errors.New(path+line))
 	}
 	return errors.Join(list...)
+}
+
+// checkListens checks the addresses that the roles listen on. Two of one role
+// are on one host, and cannot be the same.
+func (s *Settings) checkListens() []error {
+	var list []error
+	taken := map[string]string{}
+	for _, l := range []struct{ role, key, address string }{
+		{"master", "listen", s.Master.Listen},
+		{"master", "raft_listen", s.Master.RaftListen},
+		{"master", "http_listen", s.Master.HTTPListen},
+		{"worker", "listen", s.Worker.Listen},
+		{"worker", "data_listen", s.Worker.DataListen},
+		{"worker", "http_listen", s.Worker.HTTPListen},
+		{"fuse", "http_listen", s.FUSE.HTTPListen},
+	} {
+		key := l.role + "." + l.key
+		if err := checkAddress(key, l.address); err != nil {
+			list = append(list, err)
+			continue
+		}
+		if _, port, _ := net.SplitHostPort(l.address); port == "0" {
+			continue
+		}
+		if other, ok := taken[l.role+" "+l.address]; ok {
+			list = append(list, fmt.Errorf("%s: %s is that of %s", key, l.address, other))
+		}
+		taken[l.role+" "+l.address] = key
+	}
+	return list
 }
 
 func checkAddress(key, addr string) error {

@@ -17,6 +17,7 @@ import (
 	"millrace/fuse"
 	"millrace/internal/config"
 	"millrace/internal/errs"
+	"millrace/internal/size"
 	"millrace/tier"
 	"millrace/ufs"
 )
@@ -28,6 +29,10 @@ type upFlags struct {
 	ufsOptions   []string
 	mountOptions string
 	listen       string
+	numMasters   int
+	numWorkers   int
+	memory       size.Bytes
+	cpus         float64
 }
 
 // portFlag is a flag that moves one port, and the key that it sets.
@@ -52,11 +57,15 @@ func (a *app) upCommand() *cobra.Command {
 	var u upFlags
 	c := &cobra.Command{
 		Use:   "up URI [MOUNTPOINT]",
-		Short: "Run all roles in one process, with an under-store bound at /",
+		Short: "Run a cluster on this host, with an under-store bound at /",
 		Long: "Runs a master, a worker and, with MOUNTPOINT, a FUSE mount in the foreground, with the under-store\n" +
 			"URI (s3://bucket/prefix, file:///dir) bound at /. When reads work, it prints one line to the standard\n" +
 			"output: ready URI MOUNTPOINT-or-- http://MASTER_HTTP. SIGTERM or Ctrl-C stops it cleanly, a second one\n" +
-			"at once. The same URI again comes back with its cache warm.",
+			"at once. The same URI again comes back with its cache warm.\n\n" +
+			"With --num-masters or --num-workers the masters and workers are processes of their own, which are started\n" +
+			"again when they end; a mount stays in this one. Instance n of a role has its ports plus 100·n, and a\n" +
+			"directory of its own below DATA_DIR; what --cache and --memory give is shared out among the workers. A\n" +
+			"data directory keeps its masters and their addresses; it may be given more workers.",
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, loaded, err := a.settings(cmd, bindings{"memory": "worker.memory"})
@@ -80,6 +89,11 @@ func (a *app) upCommand() *cobra.Command {
 	for _, p := range portFlags() {
 		f.Uint16(p.flag, p.port, "`PORT` of "+p.what+"; 0 lets the system choose")
 	}
+	f.IntVar(&u.numMasters, "num-masters", 0, "run `N` masters, each a process: 1, 3 or 5")
+	f.IntVar(&u.numWorkers, "num-workers", 0, "run `N` workers, each a process")
+	f.Var(&u.memory, "instance-memory", "`SIZE` of memory for each process of those: GOMEMLIMIT, and a control group where that is allowed")
+	f.Lookup("instance-memory").DefValue = ""
+	f.Float64Var(&u.cpus, "instance-cpus", 0, "`N` CPU cores for each process of those: GOMAXPROCS, and a control group where that is allowed")
 	f.Bool("random-ports", false, "let the system choose every port; DATA_DIR/addresses.json has them")
 	return c
 }
@@ -95,6 +109,10 @@ type plan struct {
 	memory     memoryTier
 	given      bool    // the user said how large the memory tier is to be
 	kept       binding // what of the sizes is kept for the next start
+
+	numMasters, numWorkers int    // of the flags; 0: not given
+	layout                 layout // empty: all roles in this process
+	limits                 limits // of each instance
 }
 
 func (u *upFlags) plan(cmd *cobra.Command, s *Settings, loaded *config.Loaded, args []string) (*plan, error) {
@@ -123,16 +141,42 @@ func (u *upFlags) plan(cmd *cobra.Command, s *Settings, loaded *config.Loaded, a
 	if net.ParseIP(u.listen) == nil {
 		return nil, usagef("--listen %q: want an IP address", u.listen)
 	}
-	random, err := cmd.Flags().GetBool("random-ports")
-	if err != nil {
+	if err := u.instances(p); err != nil {
 		return nil, err
 	}
 	s.Master.DataDir, s.Worker.DataDir = filepath.Join(p.dataDir, "master"), filepath.Join(p.dataDir, "worker")
 	p.given = loaded.Origin("worker.memory") != ""
+	if err := u.ports(cmd, s, loaded); err != nil {
+		return nil, err
+	}
+	return p, p.instances(s)
+}
+
+// instances takes the flags about several instances.
+func (u *upFlags) instances(p *plan) error {
+	p.numMasters, p.numWorkers = u.numMasters, u.numWorkers
+	p.limits = limits{memory: u.memory, cpus: u.cpus}
+	switch {
+	case !slices.Contains([]int{0, 1, 3, 5}, u.numMasters):
+		return usagef("--num-masters %d: want 1, 3 or 5", u.numMasters)
+	case u.numWorkers < 0 || u.numWorkers > maxInstances:
+		return usagef("--num-workers %d: want 1 to %d", u.numWorkers, maxInstances)
+	case u.cpus < 0:
+		return usagef("--instance-cpus %v: want a number above 0", u.cpus)
+	}
+	return nil
+}
+
+// ports sets the addresses to listen on as the flags say.
+func (u *upFlags) ports(cmd *cobra.Command, s *Settings, loaded *config.Loaded) error {
+	random, err := cmd.Flags().GetBool("random-ports")
+	if err != nil {
+		return err
+	}
 	for _, a := range s.listens() {
 		host, port, err := net.SplitHostPort(*a.address)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if cmd.Flags().Changed("listen") || loaded.Origin(a.key) == "" {
 			host = u.listen
@@ -143,13 +187,13 @@ func (u *upFlags) plan(cmd *cobra.Command, s *Settings, loaded *config.Loaded, a
 		if cmd.Flags().Changed(a.flag) {
 			n, err := cmd.Flags().GetUint16(a.flag)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			port = strconv.Itoa(int(n))
 		}
 		*a.address = net.JoinHostPort(host, port)
 	}
-	return p, nil
+	return nil
 }
 
 // listenKey is an address of the settings, and the flag and key that set it.
@@ -223,7 +267,11 @@ func (a *app) up(ctx context.Context, s *Settings, p *plan) error {
 	if err := t.begin(p.dataDir); err != nil {
 		return err
 	}
-	if err := a.startUp(ctx, n, p, t); err != nil {
+	start := a.startUp
+	if len(p.layout.Instances) > 0 {
+		start = a.startMany
+	}
+	if err := start(ctx, n, p, t); err != nil {
 		return errors.Join(n.fail(ctx, err), t.undo())
 	}
 	return errors.Join(n.finish(ctx), t.end())
@@ -252,7 +300,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 	}
 	spec := mountSpec{point: p.mountPoint, root: "/", masters: []string{ml.grpc.Addr().String()}}
 	if p.mountPoint != "" {
-		if spec.http, err = n.listen(ctx, mountRole, "http", tcp("the mount's HTTP", n.settings.FUSE.HTTPListen, "--mount-http-port", "fuse.http_listen")); err != nil {
+		if spec.http, err = n.listenMount(ctx); err != nil {
 			return err
 		}
 	}
@@ -277,6 +325,15 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 	if err := n.bind(ctx, p, spec.masters, w.Refresh); err != nil {
 		return err
 	}
+	return a.finishStart(ctx, n, p, t, spec, ml.http.Addr().String())
+}
+
+func (n *node) listenMount(ctx context.Context) (net.Listener, error) {
+	return n.listen(ctx, mountRole, "http", tcp("the mount's HTTP", n.settings.FUSE.HTTPListen, "--mount-http-port", "fuse.http_listen"))
+}
+
+// finishStart mounts, if there is a mount point, and says that reads work.
+func (a *app) finishStart(ctx context.Context, n *node, p *plan, t *trail, spec mountSpec, masterHTTP string) error {
 	shown := "-"
 	if p.mountPoint != "" {
 		if err := n.startMount(ctx, spec); err != nil {
@@ -286,7 +343,7 @@ func (a *app) startUp(ctx context.Context, n *node, p *plan, t *trail) error {
 	}
 	t.keep()
 	n.made = nil
-	_, err = fmt.Fprintf(a.stdout, "ready %s %s http://%s\n", p.shownURI, shown, ml.http.Addr())
+	_, err := fmt.Fprintf(a.stdout, "ready %s %s http://%s\n", p.shownURI, shown, masterHTTP)
 	return err
 }
 
@@ -322,7 +379,8 @@ func (p *plan) sizes(w *Worker, known *binding) (err error) {
 		p.caches, p.kept.Cache = []tier.Config{t}, t.Capacity
 	}
 	w.Tiers = p.caches
-	if !p.given && !slices.ContainsFunc(p.caches, inMemory) {
+	// Several workers have a memory tier if they are told to.
+	if !p.given && len(p.layout.Instances) == 0 && !slices.ContainsFunc(p.caches, inMemory) {
 		if w.Memory, err = defaultMemory(p.kept.Memory); err != nil {
 			return err
 		}

@@ -1,6 +1,6 @@
-// Package child runs other programs that end with this one. It is for tests,
-// benchmarks and tools that start servers: a child of theirs must not stay
-// behind, however they end.
+// Package child runs other programs that end with this one. It is for what
+// supervises instances, and for tests, benchmarks and tools that start servers:
+// a child of theirs must not stay behind, however they end.
 //
 // Invariants: a child is in a process group of its own, so that a Ctrl-C at
 // the terminal reaches its starter alone; the kernel ends it when its starter

@@ -17,10 +17,19 @@ func WriteDefault(w io.Writer, v any, elements map[string]any, doc func(path str
 	return p.err
 }
 
+// WriteValues prints the struct that v points to as a TOML file that Load reads
+// back to the same values, without documentation.
+func WriteValues(w io.Writer, v any) error {
+	p := &printer{w: w, doc: func(string) string { return "" }, values: true}
+	p.table(reflect.ValueOf(v).Elem(), "", "")
+	return p.err
+}
+
 type printer struct {
 	w        io.Writer
 	doc      func(string) string
 	elements map[string]any
+	values   bool // print the elements that there are
 	err      error
 }
 
@@ -52,6 +61,11 @@ func (p *printer) table(v reflect.Value, path, lead string) {
 	for _, f := range all {
 		at := join(path, f.name)
 		switch {
+		case isArray(f.value.Type()) && p.values:
+			for i := range f.value.Len() {
+				p.line("\n[[%s]]", at)
+				p.table(f.value.Index(i), at, lead)
+			}
 		case isArray(f.value.Type()):
 			el := reflect.New(f.value.Type().Elem()).Elem()
 			if x, ok := p.elements[at]; ok {

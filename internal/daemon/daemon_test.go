@@ -272,7 +272,7 @@ func TestOpsServer(t *testing.T) {
 	}
 	var mu sync.Mutex
 	ready := errors.New("no leader")
-	s := daemon.NewOpsServer(l, daemon.NewRegistry(), func() error {
+	s := daemon.NewOpsServer(l, daemon.NewRegistry("worker-3"), func() error {
 		mu.Lock()
 		defer mu.Unlock()
 		return ready
@@ -306,7 +306,7 @@ func TestOpsServer(t *testing.T) {
 	ready = nil
 	mu.Unlock()
 	get("/readyz", http.StatusOK, "ready")
-	get("/metrics", http.StatusOK, "go_goroutines")
+	get("/metrics", http.StatusOK, `go_goroutines{millrace_instance="worker-3"}`)
 	get("/debug/pprof/", http.StatusOK, "goroutine")
 	get("/debug/pprof/cmdline", http.StatusOK, "daemon")
 	cancel()

@@ -2,7 +2,8 @@
 // that knows nothing of caches: the order in which roles start and stop, the
 // signals that end them, listeners whose errors name who holds the port, the
 // operations server (/metrics, /healthz, /readyz, /debug/pprof), the file of
-// chosen addresses, and the lock on a data directory.
+// chosen addresses, the lock on a data directory, and control groups for
+// children.
 //
 // Invariants:
 //   - Roles stop in the reverse of the order in which they started, each only

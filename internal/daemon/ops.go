@@ -23,12 +23,26 @@ type OpsServer struct {
 	mux   *http.ServeMux
 }
 
+// InstanceLabel is the label that names a process among several of its role.
+const InstanceLabel = "millrace_instance"
+
+// Registry holds the metrics of one role.
+type Registry struct {
+	prometheus.Registerer
+	prometheus.Gatherer
+}
+
 // NewRegistry returns a registry that holds the Go runtime's and the
-// process's metrics, for one role.
-func NewRegistry() *prometheus.Registry {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return reg
+// process's metrics, for one role. Everything in it has the InstanceLabel,
+// unless instance is empty.
+func NewRegistry(instance string) *Registry {
+	all := prometheus.NewRegistry()
+	r := &Registry{Registerer: all, Gatherer: all}
+	if instance != "" {
+		r.Registerer = prometheus.WrapRegistererWith(prometheus.Labels{InstanceLabel: instance}, all)
+	}
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
 }
 
 // NewOpsServer makes the server of a role on l, which it closes. ready says

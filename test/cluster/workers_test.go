@@ -93,11 +93,14 @@ func (c *Cluster) readAll(t *testing.T, files map[string]int64) {
 	}
 }
 
+// patientWorkers wait for each other, however busy the machine is.
+func patientWorkers(cfg *Config) { cfg.WorkerTOML = `peer_timeout = "30s"` }
+
 // TestJoin adds a worker to three: about a quarter of the blocks become its
 // own, and it has them from the others, not from the under-store.
 func TestJoin(t *testing.T) {
 	const count, size = 120, 300 << 10
-	c := start(t, 1, 3, nil)
+	c := start(t, 1, 3, patientWorkers)
 	files := c.loaded(t, count, size)
 	gets := c.sum(t, "millrace_worker_ufs_requests_total")
 	fresh, err := c.AddWorker()
@@ -124,7 +127,7 @@ func TestJoin(t *testing.T) {
 // TestDrain drains one worker of three, stops it and forgets it. What it had
 // comes from it while it is there.
 func TestDrain(t *testing.T) {
-	c := start(t, 1, 3, nil)
+	c := start(t, 1, 3, patientWorkers)
 	files := c.loaded(t, 60, 300<<10)
 	gets := c.sum(t, "millrace_worker_ufs_requests_total")
 	leaver := c.Workers()[0]
@@ -294,4 +297,43 @@ func TestWorkersComeAndGo(t *testing.T) {
 	must(t, drains.Terminate(patience))
 	t.Logf("worst read: %v", r.progress(t, 200))
 	r.stop(t)
+}
+
+// TestAddedMasterKnowsTheWorkers adds a master that no worker was configured
+// with, and lets it lead.
+func TestAddedMasterKnowsTheWorkers(t *testing.T) {
+	c := start(t, 1, 2, nil)
+	files := c.loaded(t, 10, 300<<10)
+	added := c.newMaster()
+	c.masters = append(c.masters, added)
+	must(t, c.configureMaster(added, c.masters[:1]))
+	must(t, added.Start())
+	must(t, Until(bounded(t), func() error {
+		_, err := c.Run(t.Context(), "masters", "add", added.Name)
+		return err
+	}))
+	must(t, Until(bounded(t), func() error {
+		_, err := c.Run(t.Context(), "masters", "transfer", added.Name)
+		return err
+	}))
+	must(t, Until(bounded(t), func() error {
+		if !added.Leads(t.Context()) {
+			return fmt.Errorf("%s does not lead yet", added.Name)
+		}
+		var all []workerState
+		out, err := c.Run(t.Context(), "--masters", added.Address("grpc"), "workers", "ls", "-o", "json")
+		if err == nil {
+			err = json.Unmarshal([]byte(out), &all)
+		}
+		for _, w := range all {
+			if w.State != "live" {
+				err = fmt.Errorf("%s is %s to the new leader", w.ID, w.State)
+			}
+		}
+		if err == nil && len(all) != 2 {
+			err = fmt.Errorf("%d workers", len(all))
+		}
+		return err
+	}))
+	c.readAll(t, files)
 }
