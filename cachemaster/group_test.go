@@ -493,3 +493,26 @@ func TestJoinsBySnapshot(t *testing.T) {
 		t.Errorf("the master that joined has %+v, want %+v", got, want)
 	}
 }
+
+// TestLeaderAlone cuts the leader off from the others, not from its clients:
+// it stops to answer as the leader, and another leads.
+func TestLeaderAlone(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 3, 3)
+	g.startAll(3)
+	n, l := g.leader()
+	l.mount(t, "/m", "mem://a", nil)
+	l.m.raft.conns.closeConns() // for good: its listener refuses, too
+	eventually(t, "it leads no more", func() bool { return !l.m.leading.Load() })
+	delete(g.up, n)
+	_, next := g.leader()
+	if _, err := next.ufs.RemoveUFS(t.Context(), &api.RemoveUFSRequest{Path: []byte("/m")}); err != nil {
+		t.Fatal(err)
+	}
+	// It still has the under-store in its table, and must not say so.
+	_, err := l.ufs.ListUFS(t.Context(), &api.ListUFSRequest{})
+	wantKind(t, "what was the leader", err, errs.NotLeader)
+	if len(l.m.store.State().Mounts) != 1 {
+		t.Error("it was not cut off")
+	}
+}
