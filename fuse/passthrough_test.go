@@ -542,11 +542,13 @@ func TestReadsBesideSilentWorker(t *testing.T) {
 		f := newTestFsys(t, c)
 		off := switchedOff
 		f.pass.off.Store(&off)
+		names := []string{"x0", "x1", "x2", "x3", "x4"}
+		for _, name := range names { // a listing ahead is to find all of them
+			c.put("/"+name, 1<<20, "v1")
+		}
 		began := time.Now()
 		buf := make([]byte, 4096)
-		for i := range 5 {
-			name := fmt.Sprintf("x%d", i)
-			c.put("/"+name, 1<<20, "v1")
+		for _, name := range names {
 			x, _ := f.lookup(t, rootID, name)
 			o, _ := f.open(x.NodeId, os.O_RDONLY)
 			res, st := f.Read(nil, &gofuse.ReadIn{Fh: o.Fh, Size: 4096}, buf)

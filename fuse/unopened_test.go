@@ -218,10 +218,11 @@ func TestUnopenedIsBounded(t *testing.T) {
 	c.local = t.TempDir()
 	f := newUnopenedFsys(t, c)
 	const files = 3 * maxUnopened
+	for i := range files { // a listing ahead is to find all of them
+		c.put("/"+fmt.Sprint(i), 1, "v1")
+	}
 	for i := range files {
-		name := fmt.Sprint(i)
-		c.put("/"+name, 1, "v1")
-		x, _ := f.lookup(t, rootID, name)
+		x, _ := f.lookup(t, rootID, fmt.Sprint(i))
 		if st := f.readNode(t, x.NodeId, 1); st != gofuse.OK {
 			t.Fatal(st)
 		}
