@@ -143,6 +143,30 @@ func TestDescriptor(t *testing.T) {
 	}
 }
 
+// A file that was read through the worker goes on without it when somebody has
+// a descriptor of it.
+func TestReadOutlivesWorker(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	tk := cl.master.addFile("/a", "1", 100_000, block.DefaultBlockSize, time.Time{})
+	c := cl.dial(t)
+	f, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	check(t, f, bytesOf(tk), 0, 100_000)
+	if w.reads.Load() == 0 {
+		t.Fatal("it was not read through the worker")
+	}
+	d, err := f.Descriptor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	cl.stops[0]()
+	check(t, f, bytesOf(tk), 0, 100_000)
+}
+
 // A refusal is remembered for a moment; the worker goes on to serve reads.
 func TestDescriptorRefused(t *testing.T) {
 	for _, kind := range []errs.Kind{errs.NotCached, errs.Unsupported} {

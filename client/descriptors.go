@@ -199,6 +199,7 @@ func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 	if err != nil {
 		return nil, errs.Wrap(err, op, f.entry.Path)
 	}
+	f.looked.Store(false) // the next read finds it
 	return d, nil
 }
 

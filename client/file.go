@@ -31,8 +31,8 @@ type File struct {
 	ticket atomic.Pointer[block.Ticket]
 	routed atomic.Pointer[route]
 	// local is the descriptor that the reads use, once there is one; looked is
-	// set when they have looked for one that is there, asking while the worker
-	// is asked.
+	// set when they have looked for one and there is no news, asking while the
+	// worker is asked.
 	local  atomic.Pointer[Descriptor]
 	looked atomic.Bool
 	asking atomic.Bool

@@ -25,8 +25,8 @@ func (f *File) readLocal(p []byte, off int64) bool {
 	return false
 }
 
-// known takes the descriptor that another open of the version has left, when
-// the file is read for the first time.
+// known takes the descriptor of the version that is there, when the file is
+// read for the first time, or the first time since it was asked for one.
 func (f *File) known() *Descriptor {
 	if f.looked.Load() || f.looked.Swap(true) {
 		return nil
