@@ -136,7 +136,8 @@ func (d *dir) keepOpen(p *part, f vfs.File) *openFile {
 	return p.file
 }
 
-// createPart makes the backing file, sparse and of the file's full length.
+// createPart makes the backing file, sparse and of the file's full length,
+// which that of a single page gets by being written.
 // The caller holds p.mu and has reserved an inode. A part gets its serial here,
 // so that serials follow the order in which versions of a file were first kept.
 func (d *dir) createPart(p *part) (*openFile, error) {
@@ -158,8 +159,10 @@ func (d *dir) createPart(p *part) (*openFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Truncate(p.length); err != nil {
-		return nil, errors.Join(err, f.Close(), d.fs.Remove(name))
+	if p.geometry().Pages() > 1 {
+		if err := f.Truncate(p.length); err != nil {
+			return nil, errors.Join(err, f.Close(), d.fs.Remove(name))
+		}
 	}
 	if p.serial == 0 {
 		p.serial = d.store.serial.Add(1)
