@@ -281,6 +281,41 @@ func TestEvictingReaders(t *testing.T) {
 	}
 }
 
+// TestPunchedBlocks reads here and there in a file of which the cache holds a
+// third, over TCP and over the Unix socket, in blocks that are sent from the
+// file and in such that are not. Reads of less than a page bring no checksum,
+// so that nothing but the bytes tells of one that was punched on its way.
+func TestPunchedBlocks(t *testing.T) {
+	for name, blockSize := range map[string]int64{"sent": 2 * mib, "copied": mib} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, rigOptions{capacity: 24 * size.MiB})
+			tk := r.store.put("big", "v1", 65*mib+77)
+			tk.BlockSize = blockSize
+			tk.FileID = tk.Derive()
+			var wg sync.WaitGroup
+			for i := range 8 {
+				conn := []*blockio.Conn{r.conn, r.unix}[i%2]
+				h := r.open(conn, tk)
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(uint64(i), 5))
+					for range 150 {
+						off := rng.Int64N(tk.Length)
+						e := block.Extent{Offset: off, Length: min(1+rng.Int64N(block.PageSize-1), tk.Length-off)}
+						if err := r.read(conn, tk, h, e); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if r.tier.Stats().EvictedBytes == 0 {
+				t.Error("nothing was evicted")
+			}
+		})
+	}
+}
+
 // TestBigFileThroughASmallCache reads a file to its end that is larger than
 // the cache.
 func TestBigFileThroughASmallCache(t *testing.T) {
