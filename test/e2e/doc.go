@@ -7,7 +7,7 @@
 // side. Nothing of Millrace is linked in but test helpers; what is tested is
 // what people run.
 //
-// TestFsx reads at random for half a minute while everything changes;
+// TestFsx reads at random for 20 seconds while everything changes;
 // MILLRACE_FSX_DURATION=10m makes it longer, and MILLRACE_FSX_SEED repeats the
 // decisions of a run that failed, which printed it.
 package e2e

@@ -15,7 +15,8 @@ type fsxObject struct {
 	size int64
 
 	mu       sync.Mutex
-	versions []*fsxVersion
+	made     int           // versions so far
+	versions []*fsxVersion // but those that were replaced long ago
 }
 
 // fsxVersion is what the object was for a time.
@@ -29,7 +30,11 @@ type fsxVersion struct {
 func (o *fsxObject) begin() *fsxVersion {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	v := &fsxVersion{number: len(o.versions)}
+	for len(o.versions) > 1 && !o.versions[1].sure.IsZero() && time.Since(o.versions[1].sure) > fsxForget {
+		o.versions = o.versions[1:]
+	}
+	v := &fsxVersion{number: o.made}
+	o.made++
 	v.content = rig.NewContent(fmt.Sprintf("%s@%d", o.key, v.number), o.size)
 	o.versions = append(o.versions, v)
 	return v

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -24,7 +25,9 @@ const (
 	fsxTTL = time.Second
 	// fsxStale is how long after an object was replaced an open may still find
 	// the old version: the freshness, and some for a machine that is busy.
-	fsxStale   = fsxTTL + 15*time.Second
+	fsxStale = fsxTTL + 15*time.Second
+	// fsxForget is longer than an open file waits for its first byte.
+	fsxForget  = 5 * time.Minute
 	fsxReaders = 3 // of each mount
 )
 
@@ -36,6 +39,7 @@ type fsx struct {
 	s       *store
 	objects []*fsxObject
 	points  []string
+	copying *role // the mount without passthrough
 
 	quit                      atomic.Bool
 	reads, maps, wholes, gone atomic.Int64
@@ -43,10 +47,10 @@ type fsx struct {
 
 // TestFsx compares what random readers see with the source: every read is of
 // one version, all reads of one open file are of the same one, and the only
-// error is that a replaced version is gone. MILLRACE_FSX_DURATION (30s) makes
+// error is that a replaced version is gone. MILLRACE_FSX_DURATION (20s) makes
 // it longer, MILLRACE_FSX_SEED makes the decisions of an earlier run again.
 func TestFsx(t *testing.T) {
-	duration, seed := 30*time.Second, rand.Uint64()
+	duration, seed := 20*time.Second, rand.Uint64()
 	if text := os.Getenv("MILLRACE_FSX_DURATION"); text != "" {
 		var err error
 		if duration, err = time.ParseDuration(text); err != nil {
@@ -81,7 +85,10 @@ func TestFsx(t *testing.T) {
 	st := f.c.status()
 	t.Logf("%d reads, %d mapped, %d of whole files, %d of a version that was gone; %d MiB evicted",
 		f.reads.Load(), f.maps.Load(), f.wholes.Load(), f.gone.Load(), st.Counters.EvictedBytes>>20)
-	if f.maps.Load() == 0 || f.wholes.Load() == 0 || st.Counters.EvictedBytes == 0 {
+	passed, refused := f.c.mount.opens("passthrough", "complete"), f.c.mount.opens("copy", "not_offered")
+	copied := f.copying.opens("copy", "switched_off")
+	t.Logf("%d opens by passthrough, %d refused by the kernel, %d on the mount without it", passed, refused, copied)
+	if passed+refused == 0 || copied == 0 || f.maps.Load() == 0 || f.wholes.Load() == 0 || st.Counters.EvictedBytes == 0 {
 		t.Error("something of all this did not happen")
 	}
 }
@@ -95,7 +102,7 @@ func newFsx(t *testing.T, rng *rand.Rand) *fsx {
 	var total int64
 	sizes := []int64{0, 1, 4095, 4097, 256 << 10, 256<<10 + 1, 6 << 20, 9<<20 + 77}
 	for range 24 {
-		sizes = append(sizes, 1+rng.Int64N([]int64{8 << 10, 300 << 10, 2 << 20}[rng.IntN(3)]))
+		sizes = append(sizes, 1+rng.Int64N([]int64{8 << 10, 300 << 10, 2 << 20, 8 << 20}[rng.IntN(4)]))
 	}
 	for i, size := range sizes {
 		o := &fsxObject{key: fmt.Sprintf("d%d/%02d.bin", i%3, i), size: size}
@@ -104,13 +111,13 @@ func newFsx(t *testing.T, rng *rand.Rand) *fsx {
 		total += size
 	}
 	f.c = newCluster(t, f.s, strconv.FormatInt(total/3, 10), "MILLRACE_CLIENT_READ_RETRY_FOR=1m")
-	copying := f.c.addMount("copying", "-o", "passthrough=off")
-	f.points = []string{f.c.point(), copying}
+	f.copying = f.c.addMount("copying", "-o", "passthrough=off")
+	f.points = []string{f.c.point(), f.copying.args[0]}
 	return f
 }
 
-// addMount starts another mount of the cluster, and returns where it is.
-func (c *cluster) addMount(name string, args ...string) (point string) {
+// addMount starts another mount of the cluster.
+func (c *cluster) addMount(name string, args ...string) *role {
 	c.t.Helper()
 	point, dataDir := filepath.Join(c.dir, name), filepath.Join(c.dir, name+"-data")
 	if err := os.Mkdir(point, 0o700); err != nil {
@@ -127,7 +134,32 @@ func (c *cluster) addMount(name string, args ...string) (point string) {
 	})
 	r.start()
 	r.ready()
-	return point
+	return r
+}
+
+// opens returns how many files a mount opened in a mode for a reason.
+func (r *role) opens(mode, reason string) (n int64) {
+	t := r.c.t
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.chosen["--http-listen"]+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if _, err := fmt.Sscanf(line, fmt.Sprintf("millrace_fuse_opens_total{mode=%q,reason=%q} %%d", mode, reason), &n); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // put stores the next version of an object.
