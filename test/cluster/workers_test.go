@@ -89,7 +89,7 @@ func (c *Cluster) readAll(t *testing.T, files map[string]int64) {
 	must(t, err)
 	defer cl.Close()
 	for name, size := range files {
-		must(t, readWhole(t, cl, name, size))
+		must(t, readWhole(t.Context(), cl, name, size))
 	}
 }
 
@@ -183,7 +183,7 @@ func (c *Cluster) readers(t *testing.T, cl *client.Client, n int, files map[stri
 			for at := i; ctx.Err() == nil; at++ {
 				name := names[at%len(names)]
 				began := time.Now()
-				err := readWhole(t, cl, name, files[name])
+				err := readWhole(ctx, cl, name, files[name])
 				r.mu.Lock()
 				r.reads++
 				r.worst = max(r.worst, time.Since(began))
