@@ -183,7 +183,7 @@ func (c *Cluster) readers(t *testing.T, cl *client.Client, n int, files map[stri
 			for at := i; ctx.Err() == nil; at++ {
 				name := names[at%len(names)]
 				began := time.Now()
-				err := readWhole(t.Context(), cl, name, files[name])
+				err := readWhole(ctx, cl, name, files[name])
 				r.mu.Lock()
 				r.reads++
 				r.worst = max(r.worst, time.Since(began))
