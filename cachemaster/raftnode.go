@@ -126,6 +126,10 @@ func (n *raftNode) fresh() (bool, error) {
 func (n *raftNode) start(founders []raft.Server) (err error) {
 	n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: n.conns, MaxPool: raftPool, Timeout: raftTimeout, Logger: n.conf.Logger,
+		// No pipelines: in one whose follower turned away, the library's sender
+		// may wait for ever, and the end of Raft for the sender. A message
+		// carries many entries anyway.
+		MaxRPCsInFlight: 1,
 	})
 	if len(founders) > 0 {
 		group := raft.Configuration{Servers: founders}
