@@ -104,7 +104,8 @@ type Responder interface {
 	// SendFile sends n bytes of f at off, by sendfile(2) where the connection
 	// allows it. The kernel may then refer to the file's pages until the peer
 	// has received them, which is after Read has returned: bytes that were
-	// sent may be unlinked, but not punched or overwritten with others.
+	// sent may be unlinked, but not overwritten with others, nor punched
+	// while the kernel has them.
 	SendFile(f FileSection, off, n int64) error
 	// PageCRC tells the checksum of a page of the file. It is passed on for
 	// pages that the Extent covers whole; others are ignored. Pages must come

@@ -274,7 +274,7 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 		sums.tell(r.to, first)
 		return end - first, nil
 	}
-	// A part that may be punched, or a page that is to be verified, which
+	// A part that is not sent from its file, or a page that is to be verified, which
 	// reading it does.
 	buf, ok := pageBuffers.Get().(*[block.PageSize]byte)
 	if !ok {

@@ -52,8 +52,9 @@ type dir struct {
 
 	out bool // forgotten, after a failure; guarded by upkeepMu
 
-	canPunch bool // parts above wholeLimit are evicted by block
-	canLease atomic.Bool
+	canPunch  bool // parts above wholeLimit are evicted by block
+	canLease  atomic.Bool
+	tellsSent bool // the kernel tells whether somebody still has what was sent
 
 	ledger ledger
 	queue  policy
@@ -268,10 +269,24 @@ func (d *dir) probe() (err error) {
 	d.canLease.Store(!errors.Is(f.Lease(), errors.ErrUnsupported))
 	punch := f.PunchHole(0, d.block)
 	d.canPunch = punch == nil
+	if d.tellsSent, err = d.probeSent(); err != nil {
+		return fmt.Errorf("probe cache directory: %w", err)
+	}
 	if punch != nil {
 		d.log.Info("file system cannot punch holes: large files are evicted as a whole", slog.Any("error", punch))
 	}
 	return nil
+}
+
+// probeSent asks with the format file, which is there and on the disk: a full
+// disk has no room for another.
+func (d *dir) probeSent() (tells bool, err error) {
+	f, err := d.fs.OpenFile(filepath.Join(d.root, formatFile), os.O_RDONLY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return vfs.TellsSent(f)
 }
 
 // refreshLimits asks the file system how much of it may be taken now.

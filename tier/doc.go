@@ -63,6 +63,12 @@
 //     upkeep punches it with the proof and without a pin. A part that is
 //     evicted as a whole is never punched, for it is sent from its file and
 //     what waits in a socket's queue must not become zeros.
+//   - A block of a large part is sent from its file too, where the kernel tells
+//     what of it still waits in a queue, here or at a peer on this host: it
+//     drops from the page cache only what nobody else holds (vfs.Locker). A
+//     block of which anything was sent, in this run or perhaps in an earlier
+//     one, is punched when nothing of it stays there. Where the kernel does not
+//     tell, on tmpfs for one, such blocks are sent by copy.
 //   - A part is in no directory until its first fill, and in the same one ever
 //     after; a move makes another part. A file that is found in two directories
 //     at the start keeps the copy with more pages, in the faster one if they

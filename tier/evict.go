@@ -198,6 +198,24 @@ func (d *dir) unprove(f vfs.File) {
 	}
 }
 
+// proveUnsent asks the kernel whether pages of a block that were sent still
+// lie in a socket's queue, where a punch could make zeros of them. nil is the
+// proof. Nobody has the block pinned, so that nothing of it is sent meanwhile.
+// p.mu is held.
+func (d *dir) proveUnsent(f vfs.File, u *unit) error {
+	if u.state.Load()&unitSent == 0 {
+		return nil
+	}
+	// All of the block: the kernel keeps or drops its pages in larger pieces
+	// than ours.
+	e := u.part.geometry().Block(int64(u.word))
+	if err := f.DropCache(e.Offset, e.Length); err != nil {
+		return err
+	}
+	u.state.And(^unitSent)
+	return nil
+}
+
 // evictWhole removes a part that nobody uses: the proof, the index, the file.
 // It returns the cached bytes given up, or -1. gate and p.mu are held.
 func (d *dir) evictWhole(p *part) int64 {
@@ -256,6 +274,9 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 		return -1
 	}
 	defer d.unprove(f)
+	if err := d.proveUnsent(f, u); err != nil {
+		return -1
+	}
 	first, end := u.unitPages()
 	if err := d.logDropPages(u, first, end); err != nil {
 		d.ioError("evict", err)

@@ -347,8 +347,9 @@ func (r *Reservation) fail(f *openFile, page, cost int64) {
 	f.refs--
 	d, u := r.d, p.unitOf(page)
 	lost := d.failure() != nil && !p.has(partCreated) // the file may be the next directory's
-	// Nobody reads a page that never was present: it may be punched at once.
-	if u.hasPage(page) || lost || !u.isSpoiled(page) && d.punchPage(f, p.geometry(), page) {
+	// Nobody reads a page that never was present: it may be punched at once,
+	// unless others of its block were sent.
+	if u.hasPage(page) || lost || !u.isSpoiled(page) && u.state.Load()&unitSent == 0 && d.punchPage(f, p.geometry(), page) {
 		r.refund(cost)
 		return
 	}

@@ -436,7 +436,7 @@ func (d *dir) dropPage(p *part, u *unit, page int64) {
 	d.tidyLater(p)
 }
 
-// punchPage gives the room of one page back, and says if it did.
+// punchPage gives the room of one page back, and says if it did. p.mu is held.
 func (d *dir) punchPage(f vfs.File, g block.Geometry, page int64) bool {
 	e := g.Page(page)
 	if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
@@ -447,26 +447,42 @@ func (d *dir) punchPage(f vfs.File, g block.Geometry, page int64) bool {
 }
 
 // Section returns the open backing file for sendfile of [off, off+n), and the
-// position in it of the byte at off. ok is false if the range is not whole,
-// not checked, or of a part that may be punched, or if all reads are checked;
-// ReadAt serves then. The file must not be used after Release.
+// position in it of the byte at off. What was sent by Release stays as it is
+// until it was received. ok is false if the range is not whole or not checked,
+// if all reads are checked, or if the part may be punched and the kernel does
+// not tell what was received; ReadAt serves then. The file must not be used
+// after Release.
 func (h *Handle) Section(off, n int64) (f *os.File, base int64, ok bool) {
 	e := block.Extent{Offset: off, Length: n}
 	if off < 0 || n <= 0 || e.End() > h.p.length || h.always {
 		return nil, 0, false
 	}
-	h.p.mu.Lock()
-	punched := h.p.has(partByBlock)
-	h.p.mu.Unlock()
-	if punched {
-		return nil, 0, false
-	}
 	file, checked, err := h.ready(e)
-	if err != nil || !checked && !h.check(file, e) {
+	if err != nil || !checked && !h.check(file, e) || !h.willSend(e) {
 		return nil, 0, false
 	}
 	f, ok = vfs.OSFile(file.File)
 	return f, off, ok
+}
+
+// willSend notes what is about to be sent from the file. It is false if that
+// may be punched, and nobody could tell when that is safe again.
+func (h *Handle) willSend(e block.Extent) bool {
+	h.p.mu.Lock()
+	defer h.p.mu.Unlock()
+	if !h.p.has(partByBlock) {
+		return true
+	}
+	if !h.s.dirOf(h.p).tellsSent {
+		return false
+	}
+	first, end := h.p.geometry().PageRange(e)
+	h.p.each(first, end, func(u *unit) {
+		if u.state.Load()&unitSent == 0 { // not written to without need
+			u.state.Or(unitSent)
+		}
+	})
+	return true
 }
 
 // check verifies the pages of e that were not yet.

@@ -23,6 +23,7 @@ const (
 	unitNamed                         // the policy has it on a list of first victims; changed under the policy's lock
 	unitMissed                        // the policy's adviser did not know it the last time it was asked
 	unitSpoiled                       // single-page unit: the page is absent, its room is taken; changed under part.mu
+	unitSent                          // block: pages of it may be in a socket's queue; changed under part.mu
 )
 
 // Beside the bits, the state of a whole part counts its readings for

@@ -364,6 +364,9 @@ func (r *recovery) applyPages(p *part, rec *record, at int64) {
 		u.setPage(first+int64(i), crc, false)
 	}
 	u.state.Or(unitCharged)
+	if d.tellsSent && p.has(partByBlock) { // the run before may have sent it
+		u.state.Or(unitSent)
+	}
 	if rec.Flags&flagVisited != 0 {
 		u.state.Or(unitVisited)
 	}
@@ -620,7 +623,7 @@ func (r *recovery) checkSuspects() error {
 				return err
 			}
 			r.dropPages(p, i, i+1)
-			if !d.punchPage(f, g, i) {
+			if d.proveUnsent(f, u) != nil || !d.punchPage(f, g, i) {
 				d.spoil(p.makeUnit(i), i)
 				d.tidyLater(p)
 			}
@@ -671,7 +674,15 @@ func (r *recovery) punchUnknown(p *part) (ok bool, err error) {
 			return false, err
 		}
 	}
-	for _, e := range p.missingRuns(0, p.geometry().Pages()) {
+	missing := p.missingRuns(0, p.geometry().Pages())
+	if d.tellsSent {
+		// Some of it may have been recorded and sent, before it was dropped.
+		if err := r.proveUnsent(f, p, missing); err != nil {
+			d.addUnknown(excess)
+			return true, nil
+		}
+	}
+	for _, e := range missing {
 		if err := f.PunchHole(e.Offset, roundUp(e.Length, d.block)); err != nil {
 			d.ioError("punch unrecorded pages", err)
 			d.addUnknown(excess)
@@ -679,6 +690,22 @@ func (r *recovery) punchUnknown(p *part) (ok bool, err error) {
 		}
 	}
 	return true, nil
+}
+
+// proveUnsent asks the kernel whether bytes of runs still lie in a socket's
+// queue, as dir.proveUnsent does.
+func (r *recovery) proveUnsent(f vfs.File, p *part, runs []block.Extent) error {
+	if err := f.Sync(); err != nil { // what was written last is not on the disk yet
+		return err
+	}
+	g := p.geometry()
+	for _, e := range runs {
+		from, end := g.Block(g.BlockOf(e.Offset)).Offset, g.Block(g.BlockOf(e.End()-1)).End()
+		if err := f.DropCache(from, end-from); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // begin makes this run's segment durable before the run keeps anything: should

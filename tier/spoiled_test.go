@@ -187,6 +187,38 @@ func TestFailedPunchIsRetried(t *testing.T) {
 	mustRead(t, s, f, 4)
 }
 
+// TestFailedFillOfSentBlock lets a fill fail in a block of which something may
+// be under way to a peer: it is not punched now.
+func TestFailedFillOfSentBlock(t *testing.T) {
+	ffs := vfs.Faulty(quick())
+	s := openStore(t, t.TempDir(), 16*mib, withFS(ffs))
+	f := largeFile("large")
+	if err := fillRange(s, f, block.Extent{Length: page}); err != nil {
+		t.Fatal(err)
+	}
+	s.lookup(f.ID).unitOf(0).state.Or(unitSent)
+	full := s.Status()[0].Used
+	ffs.Set(rule(t, "punch from=1 err=EIO"), rule(t, "write path~data/ short=5000 err=EIO"))
+	if err := fillRange(s, f, block.Extent{Offset: page, Length: page}); err == nil {
+		t.Fatal("the fill succeeded")
+	}
+	if ffs.Fired() != 1 {
+		t.Fatal("it was punched")
+	}
+	checkLedger(t, s)
+	ffs.Set(rule(t, "dropcache from=1 err=shared"))
+	s.upkeep()
+	if got := s.Status()[0].Used; got != full+page {
+		t.Fatalf("%d bytes are used, %d were: it was punched without the proof", got, full)
+	}
+	ffs.Set()
+	if err := s.dirs[0].lock.SyncFS(); err != nil {
+		t.Fatal(err)
+	}
+	mustRead(t, s, f, 1)
+	checkLedger(t, s)
+}
+
 // TestEmptiedPartIsRetried lets the index refuse that a part is gone whose
 // last block was evicted.
 func TestEmptiedPartIsRetried(t *testing.T) {

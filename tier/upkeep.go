@@ -108,7 +108,7 @@ func (d *dir) tidy() {
 }
 
 // punchSpoiled punches the spoiled pages of blocks that nobody has pinned, if
-// the kernel proves that nobody else has the file.
+// the kernel proves that nobody else has the file, or bytes of the block.
 func (d *dir) punchSpoiled(p *part) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -132,7 +132,7 @@ func (d *dir) punchSpoiled(p *part) {
 	defer d.unprove(f)
 	g := p.geometry()
 	for _, u := range units {
-		if u.pins.Load() > 0 {
+		if u.pins.Load() > 0 || d.proveUnsent(f, u) != nil {
 			d.tidyLater(p)
 			continue
 		}

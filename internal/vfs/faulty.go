@@ -34,6 +34,7 @@ var (
 	faultOps = []string{
 		"any", "open", "mkdir", "rename", "remove", "readdir", "stat", "syncdir", "statfs", "read", "write",
 		"close", "truncate", "sync", "syncfs", "fallocate", "punch", "lock", "lease", "unlease",
+		"dropcache",
 	}
 	faultErrs = map[string]error{
 		"EIO": syscall.EIO, "ENOSPC": syscall.ENOSPC, "EROFS": syscall.EROFS, "ENOENT": syscall.ENOENT,
@@ -275,6 +276,10 @@ func (f *faultyFile) SyncFS() error  { return f.do("syncfs", f.File.SyncFS) }
 func (f *faultyFile) Lock() error    { return f.do("lock", f.File.Lock) }
 func (f *faultyFile) Lease() error   { return f.do("lease", f.File.Lease) }
 func (f *faultyFile) Unlease() error { return f.do("unlease", f.File.Unlease) }
+
+func (f *faultyFile) DropCache(off, n int64) error {
+	return f.do("dropcache", func() error { return f.File.DropCache(off, n) })
+}
 
 func (f *faultyFile) Fallocate(off, n int64) error {
 	return f.do("fallocate", func() error { return f.File.Fallocate(off, n) })

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -117,6 +118,37 @@ func (f *osFile) setLease(kind int) error {
 		_, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, kind)
 		return err
 	})
+}
+
+func (f *osFile) DropCache(off, n int64) error {
+	kept := false
+	err := f.control("drop cache", func(fd int) error {
+		if err := unix.Fadvise(fd, off, n, unix.FADV_DONTNEED); err != nil {
+			return err
+		}
+		pages, err := cachedPages(fd, off, n)
+		kept = pages > 0
+		return err
+	})
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	case err == nil && kept:
+		return ErrShared
+	}
+	return err
+}
+
+// cachedPages returns how many pages of [off, off+n) are in the page cache:
+// cachestat(2), since Linux 6.5.
+func cachedPages(fd int, off, n int64) (uint64, error) {
+	extent := [2]uint64{uint64(off), uint64(n)}
+	var found struct{ cached, dirty, writeback, evicted, recentlyEvicted uint64 }
+	_, _, errno := unix.Syscall6(unix.SYS_CACHESTAT, uintptr(fd), uintptr(unsafe.Pointer(&extent)), uintptr(unsafe.Pointer(&found)), 0, 0, 0) //nolint:gosec // package unix has no wrapper
+	if errno != 0 {
+		return 0, errno
+	}
+	return found.cached, nil
 }
 
 // control runs fn on the descriptor, which stays open meanwhile.

@@ -54,7 +54,7 @@ type Syncer interface {
 	SyncFS() error
 }
 
-// Locker asks the kernel who else has the file.
+// Locker asks the kernel who else has the file, or bytes of it.
 type Locker interface {
 	// Lock takes the advisory lock of the whole file for this open file
 	// description, without waiting; ErrLocked if another one has it. Close
@@ -66,9 +66,15 @@ type Locker interface {
 	// file system cannot tell. Unlease or Close ends it.
 	Lease() error
 	Unlease() error
+	// DropCache takes [off, off+n) out of the page cache. The kernel lets go
+	// only of pages that nobody else holds, in a socket's queue or a pipe,
+	// and that are on the disk: nil proves that none is held. ErrShared if
+	// pages stay, errors.ErrUnsupported if the kernel cannot tell. Whether a
+	// file system keeps its pages where the kernel looks, TellsSent finds out.
+	DropCache(off, n int64) error
 }
 
-// The answers of Lock and Lease when somebody else has the file.
+// The answers of Lock, Lease and DropCache when somebody else has the file.
 var (
 	ErrLocked = errors.New("file is locked by another process")
 	ErrShared = errors.New("file is open elsewhere")
