@@ -470,6 +470,11 @@ func (h *Handle) Section(off, n int64) (f *os.File, base int64, ok bool) {
 func (h *Handle) willSend(e block.Extent) bool {
 	h.p.mu.Lock()
 	defer h.p.mu.Unlock()
+	return h.noteSent(e)
+}
+
+// noteSent is willSend with p.mu held.
+func (h *Handle) noteSent(e block.Extent) bool {
 	if !h.p.has(partByBlock) {
 		return true
 	}
