@@ -67,22 +67,76 @@ func (r *request) run() {
 	if err == nil {
 		err = r.do()
 	}
+	a := r.answer(err)
+	c.out.end(r.head.Priority, &a, len(c.slots) > 1)
+}
+
+// runNow does the request if it is a read of one frame, nobody else is
+// sending, and the File has the bytes at hand. END leaves with what follows, or
+// when push is called.
+func (r *request) runNow() bool {
+	if r.head.Op != opRead || r.refuse != nil {
+		return false
+	}
+	f, ok := r.handle.file.(Prompt)
+	e := r.ranges[0]
+	if !ok || e.IsEmpty() || e.Length > MaxDataFrame || !r.conn.out.free() {
+		return false
+	}
+	r.read.Extent, r.allowed = e, e.Length
+	var err error
+	if e.Length <= smallSize {
+		ok = r.readNow(f, e)
+	} else if ok, err = f.SendNow(r.ctx, r.read, r); ok && err == nil && r.written != r.allowed {
+		err = errs.E(errs.Internal, "read", "", fmt.Errorf("%d of %d bytes were sent", r.written, r.allowed))
+	}
+	if !ok {
+		r.allowed = 0
+		return false
+	}
+	a := r.answer(err)
+	r.conn.out.endLater(r.head.Priority, &a)
+	r.conn.release(r)
+	return true
+}
+
+// readNow is runNow for few bytes.
+func (r *request) readNow(f Prompt, e block.Extent) bool {
+	page := e.Offset / block.PageSize
+	if (e.End()-1)/block.PageSize != page {
+		return false
+	}
+	r.gather()
+	crc, ok := f.ReadNow(r.ctx, r.read, r.small[:e.Length])
+	if ok {
+		r.small, r.written = r.small[:e.Length], e.Length
+		r.PageCRC(page, crc)
+	}
+	return ok
+}
+
+// answer is how the request ends: err is why it failed. From then on its ID is
+// free.
+func (r *request) answer(err error) answer {
+	c := r.conn
 	if r.handle != nil {
 		c.unref(r.handle)
 	}
 	c.forget(r.head.RequestID)
-	e := endOf(err)
-	e.CRCs = r.crcs
-	c.srv.metrics.ended(&r.head, e.Failed, r.written)
-	end := header{
-		RequestID: r.head.RequestID, Handle: r.head.Handle, Block: r.head.Block,
-		PlacementEpoch: c.srv.epoch.Load(), TraceID: r.head.TraceID,
+	a := answer{
+		data: r.dataHeader(), small: r.small,
+		head: header{
+			RequestID: r.head.RequestID, Handle: r.head.Handle, Block: r.head.Block,
+			PlacementEpoch: c.srv.epoch.Load(), TraceID: r.head.TraceID,
+		},
+		end: endOf(err),
 	}
+	a.end.CRCs = r.crcs
 	if r.opened != 0 {
-		end.Handle = r.opened
+		a.head.Handle = r.opened
 	}
-	data := r.dataHeader()
-	c.out.end(r.head.Priority, &end, &data, r.small, &e, len(c.slots) > 1)
+	c.srv.metrics.ended(&r.head, a.end.Failed, r.written)
+	return a
 }
 
 func (r *request) do() error {
