@@ -78,6 +78,20 @@ type ReadRequest struct {
 	CachedOnly     bool   // answer from the cache or with errs.NotCached
 }
 
+// Prompt is a File that can answer reads of what is in memory without waiting.
+// They are answered where frames are received: that wakes nobody, and many
+// small answers leave with one system call. So its methods must not wait, for
+// a disk, a lock that is held long or another machine; the peer alone they may
+// wait for. When one returns false it has done nothing, and Read is called.
+// ctx is as in Read.
+type Prompt interface {
+	// ReadNow is Read for few bytes that lie in one page, into p, which has
+	// their length; it returns the checksum of the page.
+	ReadNow(ctx context.Context, req ReadRequest, p []byte) (crc uint32, ok bool)
+	// SendNow is Read for at most MaxDataFrame bytes.
+	SendNow(ctx context.Context, req ReadRequest, w Responder) (ok bool, err error)
+}
+
 // Descriptors is a File that can hand out descriptors of what it reads from.
 type Descriptors interface {
 	// Descriptor returns a descriptor that was opened for this call, for

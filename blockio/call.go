@@ -1,7 +1,6 @@
 package blockio
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -26,7 +25,7 @@ type call struct {
 	priority   Priority
 	opens      bool     // END brings a handle
 	descriptor bool     // DATA brings a descriptor
-	checked    bool     // every page must come with its checksum
+	checked    bool     // each page must come whole, with a checksum
 	length     int64    // of the file
 	one        [1]Range // room for the ranges of what reads one
 	done       chan struct{}
@@ -38,12 +37,14 @@ type call struct {
 	file    *os.File // the descriptor
 	base    int64    // of the file's bytes in it
 	refused error    // what is wrong with the descriptor
+	corrupt error    // what is wrong with the bytes
 	err     error    // the connection's end
 
 	mu        sync.Mutex
 	ranges    []Range // the caller's; nil once it is abandoned
 	at, in    int     // the next byte belongs to ranges[at].Buf[in]
 	want, got int     // bytes asked for and delivered
+	sums      pageSums
 	ended     bool
 	abandoned time.Time // zero if it is not
 }
@@ -58,7 +59,8 @@ func (c *Conn) newCall() *call {
 // recycle puts a call away that nobody else knows.
 func (c *Conn) recycle(k *call) {
 	k.id, k.priority, k.opens, k.descriptor, k.checked, k.length, k.one = 0, PriorityRead, false, false, false, 0, [1]Range{}
-	k.end, k.crcs, k.handle, k.err = endPayload{}, k.crcs[:0], 0, nil
+	k.end, k.crcs, k.handle, k.corrupt, k.err = endPayload{}, k.crcs[:0], 0, nil, nil
+	k.sums.reset()
 	k.file, k.base, k.refused = nil, 0, nil
 	k.ranges, k.at, k.in, k.want, k.got, k.ended, k.abandoned = nil, 0, 0, 0, 0, false, time.Time{}
 	c.calls.Put(k)
@@ -120,6 +122,7 @@ func (k *call) next(n int) []byte {
 func (k *call) took(n int) {
 	k.in += n
 	k.got += n
+	k.sums.arrived(k.geometry(), k.ranges, k.at, k.in)
 }
 
 // inOne returns how many of the next n bytes belong together.
@@ -163,39 +166,28 @@ func (k *call) geometry() block.Geometry {
 	return block.Geometry{Length: k.length, BlockSize: block.DefaultBlockSize}
 }
 
-// checkEnd reports what is impossible about an END.
-func (k *call) checkEnd(e *endPayload) error {
+// checkEnd reports what is impossible about an END, and notes which page is
+// not what the server says.
+func (k *call) checkEnd(e *endPayload, addr string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
-	case !e.Failed && k.got != k.want:
+	case e.Failed || !k.abandoned.IsZero():
+		return nil // nobody will look at the bytes
+	case k.got != k.want:
 		return fmt.Errorf("%w: END after %d of %d bytes", errProtocol, k.got, k.want)
-	case !k.abandoned.IsZero():
-		return nil // nobody will look at the checksums
 	}
-	pages := pageFinder{ranges: k.ranges, geometry: k.geometry()}
-	for _, c := range e.CRCs {
-		if _, _, ok := pages.find(c.Page); !ok {
-			return fmt.Errorf("%w: END tells the checksum of a page that was not read whole", errProtocol)
-		}
+	if pages := k.sums.before; k.checked && int64(len(e.CRCs)) != pages {
+		k.corrupt = errs.E(errs.Corrupt, "read", addr, fmt.Errorf("%d pages came with %d checksums", pages, len(e.CRCs)))
+		return nil
 	}
-	return nil
-}
-
-// verify checks the pages of ranges, the call's, all of whose bytes arrived.
-func (k *call) verify(ranges []Range, addr string) error {
-	pages := pageFinder{ranges: ranges, geometry: k.geometry()}
-	if n := pages.count(); k.checked && int64(len(k.end.CRCs)) != n {
-		return errs.E(errs.Corrupt, "read", addr, fmt.Errorf("%d pages came with %d checksums", n, len(k.end.CRCs)))
+	wrong, known := k.sums.compare(e.CRCs)
+	if !known {
+		return fmt.Errorf("%w: END tells the checksum of a page that was not read whole", errProtocol)
 	}
-	for _, c := range k.end.CRCs {
-		page, p, ok := pages.find(c.Page)
-		if !ok {
-			return errs.E(errs.Internal, "read", addr, errors.New("a checksum was not checked")) // checkEnd did
-		}
-		if got := block.Checksum(p); got != c.CRC {
-			return errs.E(errs.Corrupt, "read", addr, fmt.Errorf("page %d has checksum %08x, the server told %08x", page, got, c.CRC))
-		}
+	if wrong != nil {
+		k.corrupt = errs.E(errs.Corrupt, "read", addr,
+			fmt.Errorf("page %d of the answer does not have the checksum %08x that the server told", wrong[0].Page, wrong[0].CRC))
 	}
 	return nil
 }

@@ -25,8 +25,12 @@
 //
 // A Server owns, per connection, one goroutine that reads frames and one per
 // request in flight, at most ServerConfig.MaxRequests of them, and a few that
-// wait for the next request; Serve waits for all. A Conn owns one goroutine that reads frames and one that writes what
-// the kernel did not take at once; Close waits for both.
+// wait for the next request; Serve waits for all. What a File has at hand (see
+// Prompt) is answered by the goroutine that reads frames, while nobody else
+// sends: nobody is woken for it, and small answers gather until there is
+// nothing more to read. A Conn owns one goroutine that reads frames, and
+// computes the checksums of pages as they arrive, and one that writes what the
+// kernel did not take at once; Close waits for both.
 //
 // # Invariants
 //

@@ -16,6 +16,13 @@ const (
 	// directSize is from how many bytes on the rest of a DATA frame is read
 	// into the caller's buffer, without a copy of ours.
 	directSize = 8 << 10
+	// directAtOnce bounds one such read, so that the checksum behind it finds
+	// the bytes close to the processor.
+	directAtOnce = 256 << 10
+	// aheadOfDirect is how much is read to our buffer behind such a frame: the
+	// headers that follow, and little of what should be read to where it
+	// belongs.
+	aheadOfDirect = 1 << 10
 )
 
 // frameReader is the receiving half of a client's connection.
@@ -26,8 +33,12 @@ type frameReader struct {
 	buf []byte
 	r   int // buf[r:w] is what arrived and was not used yet
 	w   int
+	// ahead is how much one read may put there: all that has room, or little
+	// while large frames come.
+	ahead int
 
-	// One read from raw: n bytes for k, or what arrives to buf[w:].
+	// One read from raw: the n bytes for k that its frame still has, and what
+	// follows to buf, which is empty; or what arrives to buf[w:].
 	k        *call
 	n        int
 	got      int
@@ -38,33 +49,37 @@ type frameReader struct {
 
 // newFrameReader makes a reader that keeps up to descriptors of them.
 func newFrameReader(nc net.Conn, descriptors int) *frameReader {
-	f := &frameReader{nc: nc, raw: rawConn(nc), buf: make([]byte, clientBufferSize)}
+	f := &frameReader{nc: nc, raw: rawConn(nc), buf: make([]byte, clientBufferSize), ahead: clientBufferSize}
 	_, f.in.local = nc.(*net.UnixConn)
 	f.in.most = descriptors
 	f.toCall = func(fd uintptr) bool {
-		f.got, f.err = f.k.receive(&f.in, int(fd), f.n)
+		f.got, f.err = f.k.receive(&f.in, int(fd), f.n, f.buf[:aheadOfDirect])
 		return !errors.Is(f.err, unix.EAGAIN)
 	}
 	f.toBuffer = func(fd uintptr) bool {
-		f.got, f.err = f.in.read(int(fd), f.buf[f.w:])
+		f.got, f.err = f.in.read(int(fd), f.space(), nil)
 		return !errors.Is(f.err, unix.EAGAIN)
 	}
 	return f
 }
 
-// receive reads what has arrived, at most n bytes, from fd to where the call's
-// next bytes belong. The lock is held over a system call that never waits, and
-// that is what keeps the buffer untouched once it was abandoned. For an
-// abandoned call nothing is read: errAbandoned.
-func (k *call) receive(in *receiver, fd, n int) (int, error) {
+// receive reads what has arrived from fd to where the call's next bytes belong,
+// of which its frame has n; and, if all of those have room there, what follows
+// to more. It returns how many bytes were read in all. The lock is held over a
+// system call that never waits, and that is what keeps the buffer untouched
+// once it was abandoned. For an abandoned call nothing is read: errAbandoned.
+func (k *call) receive(in *receiver, fd, n int, more []byte) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	p := k.next(n)
+	p := k.next(min(n, directAtOnce))
 	if p == nil {
 		return 0, errAbandoned
 	}
-	got, err := in.read(fd, p)
-	k.took(got)
+	if len(p) < n {
+		more = nil
+	}
+	got, err := in.read(fd, p, more)
+	k.took(min(got, len(p)))
 	return got, noEOF(err)
 }
 
@@ -96,7 +111,7 @@ func (f *frameReader) use(n int) { f.r += n }
 // fill reads what arrives behind what is there.
 func (f *frameReader) fill() error {
 	if f.raw == nil {
-		n, err := f.nc.Read(f.buf[f.w:])
+		n, err := f.nc.Read(f.space())
 		f.w += n
 		if n > 0 {
 			return nil
@@ -111,6 +126,9 @@ func (f *frameReader) fill() error {
 	return f.err
 }
 
+// space is where fill reads to.
+func (f *frameReader) space() []byte { return f.buf[f.w:min(f.w+f.ahead, len(f.buf))] }
+
 // deliver reads the n bytes of a DATA frame's payload to the call.
 func (f *frameReader) deliver(k *call, n int) error {
 	for n > 0 {
@@ -121,10 +139,12 @@ func (f *frameReader) deliver(k *call, n int) error {
 			continue
 		}
 		if f.raw != nil && n >= directSize && k.inOne(n) >= directSize {
+			f.r, f.w, f.ahead = 0, 0, aheadOfDirect
 			f.k, f.n, f.got, f.err = k, n, 0, nil
 			err := f.raw.Read(f.toCall)
 			f.k = nil
-			n -= f.got
+			f.w = max(f.got-n, 0)
+			n -= f.got - f.w
 			switch {
 			case err != nil:
 				return err
@@ -134,7 +154,7 @@ func (f *frameReader) deliver(k *call, n int) error {
 				return f.err
 			}
 		}
-		f.r, f.w = 0, 0
+		f.r, f.w, f.ahead = 0, 0, clientBufferSize
 		if err := f.fill(); err != nil {
 			return noEOF(err)
 		}
@@ -258,7 +278,7 @@ func (c *Conn) descriptorsWanted() int {
 
 // endCall ends a call with its END.
 func (c *Conn) endCall(k *call, h *header, e *endPayload) error {
-	if err := k.checkEnd(e); err != nil {
+	if err := k.checkEnd(e, c.addr); err != nil {
 		return err
 	}
 	opened := k.opens && !e.Failed

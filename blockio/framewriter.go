@@ -64,6 +64,9 @@ func (w *frameWriter) lock(p Priority) {
 	w.waiting.Add(-1)
 }
 
+// free reports whether nobody sends.
+func (w *frameWriter) free() bool { return w.turns.isFree() }
+
 // unlock sends what was gathered, unless someone waits who will.
 func (w *frameWriter) unlock() {
 	if len(w.buf) > 0 && (w.waiting.Load() == 0 || len(w.buf) >= outBufferSize/2) {
@@ -89,34 +92,62 @@ func (w *frameWriter) data(p Priority, h *header, small, large []byte) error {
 	return w.flush(large)
 }
 
-// end sends the END frame of a request, before it the DATA frame d with rest
-// if that is not empty. A failure is kept for whoever asks next.
+// answer is the last of what a request sends: a DATA frame with the bytes that
+// it gathered, if there are any, and END.
+type answer struct {
+	data, head header
+	small      []byte
+	end        endPayload
+}
+
+// size returns the most bytes that a takes on the wire.
+func (a *answer) size() int {
+	return 2*headerSize + len(a.small) + a.endSize()
+}
+
+// endSize returns the bytes of END's payload.
+func (a *answer) endSize() int { return endFixed + len(a.end.Text) + len(a.end.CRCs)*crcSize }
+
+// end sends a. A failure is kept for whoever asks next.
 // With busy, the frames wait until others that are ready to run had their
 // turn: together they are one system call.
-func (w *frameWriter) end(p Priority, h, d *header, rest []byte, e *endPayload, busy bool) {
+func (w *frameWriter) end(p Priority, a *answer, busy bool) {
 	w.lock(p)
 	defer w.unlock()
-	size := headerSize + endFixed + len(e.Text) + len(e.CRCs)*crcSize
-	if len(rest) > 0 {
-		size += headerSize + len(rest)
-	}
-	if w.err != nil || w.makeRoom(size) != nil {
-		return
-	}
-	if len(rest) > 0 {
-		d.Length = uint32(len(rest))
-		w.buf = appendHeader(w.buf, d)
-		w.buf = append(w.buf, rest...)
-	}
-	h.Op = opEnd
-	h.Length = uint32(endFixed + len(e.Text) + len(e.CRCs)*crcSize)
-	w.buf = appendHeader(w.buf, h)
-	w.buf = appendEnd(w.buf, e)
+	w.append(a)
 	if busy && w.waiting.Load() == 0 && len(w.buf) < outBufferSize/2 {
 		w.turns.give()
 		runtime.Gosched()
 		w.lock(p)
 	}
+}
+
+// endLater gathers a, which leaves with what follows or when push is called.
+func (w *frameWriter) endLater(p Priority, a *answer) {
+	w.lock(p)
+	w.append(a)
+	w.turns.give()
+}
+
+// push sends what was gathered.
+func (w *frameWriter) push() {
+	w.lock(PriorityRead)
+	w.unlock()
+}
+
+// append gathers a.
+func (w *frameWriter) append(a *answer) {
+	if w.err != nil || w.makeRoom(a.size()) != nil {
+		return
+	}
+	if len(a.small) > 0 {
+		a.data.Length = uint32(len(a.small))
+		w.buf = appendHeader(w.buf, &a.data)
+		w.buf = append(w.buf, a.small...)
+	}
+	a.head.Op, a.head.Length = opEnd, uint32(a.endSize())
+	w.buf = appendHeader(w.buf, &a.head)
+	w.buf = appendEnd(w.buf, &a.end)
 }
 
 // makeRoom sends what was gathered if n more bytes do not fit.

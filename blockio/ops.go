@@ -80,7 +80,7 @@ func (c *Conn) OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int6
 	}
 	handle, err = k.handle, k.end.err("open", c.addr)
 	if err == nil {
-		if err = k.verify(k.ranges, c.addr); err != nil {
+		if err = k.corrupt; err != nil {
 			c.CloseHandle(handle)
 		}
 	}
@@ -165,7 +165,7 @@ func (c *Conn) read(ctx context.Context, handle uint32, p []byte, off int64, o *
 	if err := c.do(ctx, "read", k, &head, payload); err != nil {
 		return 0, err
 	}
-	n, err := k.outcome(k.ranges, c.addr)
+	n, err := k.outcome(c.addr)
 	c.recycle(k)
 	return n, err
 }
@@ -185,12 +185,12 @@ func (c *Conn) lengthOf(handle uint32) (int64, error) {
 }
 
 // outcome returns how many bytes of a read arrived, and what was wrong.
-func (k *call) outcome(ranges []Range, addr string) (int, error) {
+func (k *call) outcome(addr string) (int, error) {
 	if err := k.end.err("read", addr); err != nil {
 		return k.got, err
 	}
-	if err := k.verify(ranges, addr); err != nil {
-		return 0, err
+	if k.corrupt != nil {
+		return 0, k.corrupt
 	}
 	return k.got, nil
 }
@@ -257,7 +257,7 @@ func (c *Conn) readV(ctx context.Context, handle uint32, ranges []Range, sum int
 	if err := c.do(ctx, "read", k, &head, payload); err != nil {
 		return 0, err
 	}
-	n, err := k.outcome(ranges, c.addr)
+	n, err := k.outcome(c.addr)
 	c.recycle(k)
 	return n, err
 }

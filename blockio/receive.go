@@ -15,16 +15,16 @@ import (
 // more of them.
 const lostDescriptor = -1
 
-// receiver reads from the socket of a client's connection. On a Unix socket
-// it takes the descriptors that come with the bytes: a plain read(2) would
-// throw them away. It belongs to the connection's reader.
+// receiver reads from the socket of a client's connection, with recvmsg(2): on
+// a Unix socket descriptors come with the bytes, which read(2) would throw
+// away. It belongs to the connection's reader.
 type receiver struct {
 	local       bool  // a Unix socket
 	most        int   // descriptors that may be kept
 	descriptors []int // that arrived and nobody took yet, in order
 
 	msg  unix.Msghdr
-	iov  unix.Iovec
+	iov  [2]unix.Iovec
 	room [rightsSize]byte
 }
 
@@ -32,10 +32,11 @@ type receiver struct {
 // message would begin.
 const rightsSize = (unix.SizeofCmsghdr + 4 + 7) &^ 7
 
-// read reads what has arrived to p, which is not empty, without waiting.
-func (r *receiver) read(fd int, p []byte) (int, error) {
+// read reads what has arrived to p, which is not empty, and what is behind
+// that to more, which may be, without waiting.
+func (r *receiver) read(fd int, p, more []byte) (int, error) {
 	for {
-		n, err := r.readOnce(fd, p)
+		n, err := r.readOnce(fd, p, more)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -48,18 +49,23 @@ func (r *receiver) read(fd int, p []byte) (int, error) {
 	}
 }
 
-func (r *receiver) readOnce(fd int, p []byte) (int, error) {
-	if !r.local {
-		return unix.Read(fd, p)
-	}
+func (r *receiver) readOnce(fd int, p, more []byte) (int, error) {
 	// unix.Recvmsg allocates for the sender's name, which nobody wants.
-	r.iov.Base = &p[0]
-	r.iov.SetLen(len(p))
-	r.msg = unix.Msghdr{Iov: &r.iov, Control: &r.room[0]}
+	r.iov[0].Base = &p[0]
+	r.iov[0].SetLen(len(p))
+	r.msg = unix.Msghdr{Iov: &r.iov[0]}
 	r.msg.SetIovlen(1)
-	r.msg.SetControllen(unix.CmsgLen(4))                                                                                                 // one descriptor, not two: the rest of the room is padding
+	if len(more) > 0 {
+		r.iov[1].Base = &more[0]
+		r.iov[1].SetLen(len(more))
+		r.msg.SetIovlen(2)
+	}
+	if r.local {
+		r.msg.Control = &r.room[0]
+		r.msg.SetControllen(unix.CmsgLen(4)) // one descriptor, not two: the rest of the room is padding
+	}
 	n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.msg)), unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT) //nolint:gosec // as in package unix
-	r.iov.Base = nil
+	r.iov[0].Base, r.iov[1].Base = nil, nil
 	if errno != 0 {
 		return 0, errno
 	}

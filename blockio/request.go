@@ -71,34 +71,103 @@ func (r *request) run() {
 	if err == nil {
 		err = r.do()
 	}
-	if r.handle != nil {
-		c.unref(r.handle)
-	}
-	c.forget(r.head.RequestID)
-	end := header{
-		RequestID: r.head.RequestID, Handle: r.head.Handle, Block: r.head.Block,
-		PlacementEpoch: c.srv.epoch.Load(), TraceID: r.head.TraceID,
-	}
+	r.over()
 	if r.fd != nil {
-		passed := err == nil
-		if passed {
-			err = r.answerDescriptor(&end)
-			passed = err == nil
-		}
-		_ = r.fd.Close() // was only read; the peer has its own by now
-		if passed {
-			c.srv.metrics.ended(&r.head, false, 0)
+		var passed bool
+		if passed, err = r.passDescriptor(err); passed {
 			return
 		}
 	}
-	if r.opened != 0 {
-		end.Handle = r.opened
+	a := r.answer(err)
+	c.out.end(r.head.Priority, &a, len(c.slots) > 1)
+}
+
+// runNow does the request if it is a read of one frame, nobody else is
+// sending, and the File has the bytes at hand. END leaves with what follows, or
+// when push is called.
+func (r *request) runNow() bool {
+	if r.head.Op != opRead || r.refuse != nil {
+		return false
 	}
-	e := endOf(err)
-	e.CRCs = r.crcs
-	c.srv.metrics.ended(&r.head, e.Failed, r.written)
-	data := r.dataHeader()
-	c.out.end(r.head.Priority, &end, &data, r.small, &e, len(c.slots) > 1)
+	f, ok := r.handle.file.(Prompt)
+	e := r.ranges[0]
+	if !ok || e.IsEmpty() || e.Length > MaxDataFrame || !r.conn.out.free() {
+		return false
+	}
+	r.read.Extent, r.allowed = e, e.Length
+	var err error
+	if e.Length <= smallSize {
+		ok = r.readNow(f, e)
+	} else if ok, err = f.SendNow(r.ctx, r.read, r); ok && err == nil && r.written != r.allowed {
+		err = errs.E(errs.Internal, "read", "", fmt.Errorf("%d of %d bytes were sent", r.written, r.allowed))
+	}
+	if !ok {
+		r.allowed = 0
+		return false
+	}
+	r.over()
+	a := r.answer(err)
+	r.conn.out.endLater(r.head.Priority, &a)
+	r.conn.release(r)
+	return true
+}
+
+// readNow is runNow for few bytes.
+func (r *request) readNow(f Prompt, e block.Extent) bool {
+	page := e.Offset / block.PageSize
+	if (e.End()-1)/block.PageSize != page {
+		return false
+	}
+	r.gather()
+	crc, ok := f.ReadNow(r.ctx, r.read, r.small[:e.Length])
+	if ok {
+		r.small, r.written = r.small[:e.Length], e.Length
+		r.PageCRC(page, crc)
+	}
+	return ok
+}
+
+// over gives back what the request uses of its connection. From then on its ID
+// is free.
+func (r *request) over() {
+	if r.handle != nil {
+		r.conn.unref(r.handle)
+	}
+	r.conn.forget(r.head.RequestID)
+}
+
+// passDescriptor answers an FD that ended with err, and closes what it is to
+// pass: the peer has its own by then. If it is false, the error is to be the
+// answer.
+func (r *request) passDescriptor(err error) (passed bool, _ error) {
+	defer r.fd.Close() // was only read
+	if err != nil {
+		return false, err
+	}
+	h := r.endHeader()
+	if err := r.answerDescriptor(&h); err != nil {
+		return false, err
+	}
+	r.conn.srv.metrics.ended(&r.head, false, 0)
+	return true, nil
+}
+
+func (r *request) endHeader() header {
+	return header{
+		RequestID: r.head.RequestID, Handle: r.head.Handle, Block: r.head.Block,
+		PlacementEpoch: r.conn.srv.epoch.Load(), TraceID: r.head.TraceID,
+	}
+}
+
+// answer is how the request ends: err is why it failed.
+func (r *request) answer(err error) answer {
+	a := answer{data: r.dataHeader(), small: r.small, head: r.endHeader(), end: endOf(err)}
+	a.end.CRCs = r.crcs
+	if r.opened != 0 {
+		a.head.Handle = r.opened
+	}
+	r.conn.srv.metrics.ended(&r.head, a.end.Failed, r.written)
+	return a
 }
 
 func (r *request) do() error {

@@ -104,13 +104,13 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) {
 	defer s.metrics.connections.Dec()
 	c := &serverConn{
 		srv: s, nc: nc,
-		in:       bufio.NewReaderSize(nc, readBufferSize),
 		out:      newFrameWriter(nc, s.cfg.WriteTimeout.Std(), s.metrics.sent),
 		slots:    make(chan struct{}, s.cfg.MaxRequests),
 		next:     make(chan *request),
 		requests: map[uint64]*request{},
 		files:    map[uint32]*openFile{},
 	}
+	c.in = bufio.NewReaderSize(newSource(nc, c.push), readBufferSize)
 	if err := c.serve(ctx); err != nil {
 		s.metrics.broken.Inc()
 		s.log.Debug("a data connection ended", "peer", peerName(nc), "error", err)

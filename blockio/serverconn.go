@@ -25,8 +25,9 @@ const readBufferSize = 16 << 10
 const keepIdle = 8
 
 // serverConn is one connection on the server. The goroutine of serve reads
-// frames; each request has a goroutine of its own while it runs, counted by
-// slots. wg counts the goroutines, of which a few wait for the next request.
+// frames and answers what is at hand; each other request has a goroutine of its
+// own while it runs. slots counts the requests, wg the goroutines, of which a
+// few wait for the next request.
 type serverConn struct {
 	srv   *Server
 	nc    net.Conn
@@ -38,6 +39,7 @@ type serverConn struct {
 	wg    sync.WaitGroup
 
 	features uint64 // that both sides offer
+	held     bool   // answers wait for the reader, who gathered them, to send them
 
 	mu          sync.Mutex
 	requests    map[uint64]*request // in flight, by ID
@@ -60,7 +62,11 @@ type openFile struct {
 // a drain, by ctx. The error says why; nil is a peer that hung up.
 func (c *serverConn) serve(ctx context.Context) error {
 	defer c.closeAll()
-	stop := context.AfterFunc(ctx, func() { _ = c.nc.SetReadDeadline(time.Unix(1, 0)) }) // wakes the reader
+	stop := context.AfterFunc(ctx, func() {
+		// Wakes the reader, also one that sends answers to who does not receive.
+		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+		_ = c.nc.SetWriteDeadline(time.Now().Add(c.srv.cfg.DrainTimeout.Std()))
+	})
 	defer stop()
 	if err := c.handshake(ctx); err != nil {
 		return err
@@ -197,8 +203,13 @@ func (c *serverConn) frame(ctx context.Context, h *header) error {
 	arrived := time.Now() // the deadline also counts while it waits for its turn
 	select {
 	case c.slots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	default:
+		c.push()
+		select {
+		case c.slots <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	r := c.srv.requests.Get().(*request) //nolint:forcetypeassert // the pool holds nothing else
 	r.conn, r.head, r.started = c, *h, arrived
@@ -207,6 +218,10 @@ func (c *serverConn) frame(ctx context.Context, h *header) error {
 		c.srv.requests.Put(r)
 		return err
 	}
+	if r.runNow() { //nolint:contextcheck // a request has its own
+		c.held = true
+		return nil
+	}
 	select {
 	case c.next <- r:
 	default:
@@ -214,6 +229,14 @@ func (c *serverConn) frame(ctx context.Context, h *header) error {
 		go r.goWork()
 	}
 	return nil
+}
+
+// push sends the answers that wait. The reader calls it before it waits itself.
+func (c *serverConn) push() {
+	if c.held {
+		c.held = false
+		c.out.push()
+	}
 }
 
 // work is a goroutine that runs the request and then others, for as long as

@@ -41,6 +41,13 @@ func (t *turns) take(p Priority) {
 	t.taken = true
 }
 
+// isFree reports whether nobody has a turn or waits for one.
+func (t *turns) isFree() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.taken && t.waiting == [PriorityRepair + 1]int{}
+}
+
 // next returns whose turn it is of those who wait: the most urgent, unless
 // another has no patience left. Called with the lock, while somebody waits.
 func (t *turns) next() Priority {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"syscall"
 	"time"
 
@@ -95,13 +96,66 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 		if err := r.piece(ctx, piece, f.next(req, piece, rest)); err != nil {
 			return err
 		}
-		if req.CachedOnly { // another worker's, which serves and counts them itself
-			f.w.counters.peerSent.Add(piece.Length)
-		} else {
-			f.w.counters.bytesServed.Add(piece.Length)
-		}
+		f.served(req, piece.Length)
 	}
 	return nil
+}
+
+// served counts bytes that were sent. What another worker asked for, that one
+// serves and counts.
+func (f *openFile) served(req blockio.ReadRequest, n int64) {
+	if req.CachedOnly {
+		f.w.counters.peerSent.Add(n)
+	} else {
+		f.w.counters.bytesServed.Add(n)
+	}
+}
+
+// ReadNow implements blockio.Prompt.
+func (f *openFile) ReadNow(ctx context.Context, req blockio.ReadRequest, p []byte) (crc uint32, ok bool) {
+	if f.t.Unsettled || f.verifies() {
+		return 0, false
+	}
+	e := req.Extent
+	if crc, ok = f.w.tier.ReadNow(tier.FileOf(f.t), p, e.Offset); !ok {
+		return 0, false
+	}
+	f.hit(ctx, req, 1)
+	return crc, true
+}
+
+// SendNow implements blockio.Prompt.
+func (f *openFile) SendNow(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) (ok bool, err error) {
+	if f.t.Unsettled || f.verifies() {
+		return false, nil
+	}
+	e := req.Extent
+	h, err := f.w.tier.Acquire(tier.FileOf(f.t), e)
+	if err != nil {
+		return false, nil // Read will meet it again
+	}
+	defer h.Release()
+	file, base, ok := h.SectionNow(e.Offset, e.Length)
+	if !ok {
+		return false, nil
+	}
+	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to}
+	first, end := r.geo.PageRange(e)
+	f.hit(ctx, req, end-first)
+	return true, r.sendFile(h, first, end, file, base, e.Length)
+}
+
+// hit counts a read of pages that were all there, and starts to fetch what a
+// sequential reader will want.
+func (f *openFile) hit(ctx context.Context, req blockio.ReadRequest, pages int64) {
+	f.served(req, req.Extent.Length)
+	if req.CachedOnly {
+		return
+	}
+	f.w.counters.pageHits.Add(pages)
+	if ahead := f.next(req, req.Extent, block.Extent{}); !ahead.IsEmpty() {
+		f.w.begin(ctx, f.t, ahead, urgentAhead)
+	}
 }
 
 // next returns what to fetch ahead of a piece: what the same request wants
@@ -265,17 +319,9 @@ func (r *reader) direct(ctx context.Context, e block.Extent) error {
 func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, error) {
 	run := r.geo.PagesExtent(first, end).Intersect(e)
 	if file, base, ok := h.Section(run.Offset, run.Length); ok {
-		// Before the bytes go out: should the page be dropped meanwhile, its
-		// checksum is what tells the client.
-		var sums pageSums
-		sums.take(h, first, end)
-		if err := r.to.SendFile(file, base, run.Length); err != nil {
-			if errors.Is(err, syscall.EIO) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-				r.probe(h, first, end)
-			}
+		if err := r.sendFile(h, first, end, file, base, run.Length); err != nil {
 			return 0, err
 		}
-		sums.tell(r.to, first)
 		return end - first, nil
 	}
 	// A part that cannot be sent from its file, or a page that is to be
@@ -299,6 +345,23 @@ func (r *reader) send(h *tier.Handle, first, end int64, e block.Extent) (int64, 
 	}
 	sums.tell(r.to, first)
 	return 1, nil
+}
+
+// sendFile answers with n bytes at base of the backing file, which are in the
+// pages [first, end).
+func (r *reader) sendFile(h *tier.Handle, first, end int64, file *os.File, base, n int64) error {
+	// Before the bytes go out: should the page be dropped meanwhile, its
+	// checksum is what tells the client.
+	var sums pageSums
+	sums.take(h, first, end)
+	if err := r.to.SendFile(file, base, n); err != nil {
+		if errors.Is(err, syscall.EIO) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			r.probe(h, first, end)
+		}
+		return err
+	}
+	sums.tell(r.to, first)
+	return nil
 }
 
 // probe reads pages that could not be sent, so that the tier drops those that

@@ -406,9 +406,15 @@ func countBits(words []uint64, from, to int64) int64 {
 
 // empty reports whether the part holds no page.
 func (p *part) empty() bool {
-	held := false
-	p.all(func(u *unit) { held = held || u.count() > 0 })
-	return !held
+	if !p.has(partByBlock) {
+		return p.count() == 0
+	}
+	for _, u := range p.set.blocks {
+		if u.count() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // cachedBytes returns the file bytes of all pages present. The caller holds

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"hash/crc32"
 	"io"
 	"log/slog"
 	"net"
@@ -99,6 +100,17 @@ func (w *wire) send(c net.Conn) error {
 
 // readBare reads the file from the bare server, 1 MiB at a time.
 func (w *wire) readBare(ctx context.Context) error {
+	return w.readBareAnd(ctx, func([]byte) {})
+}
+
+// readBareSummed is readBare by a client that computes the checksum of what it
+// reads, as ours does.
+func (w *wire) readBareSummed(ctx context.Context) error {
+	table := crc32.MakeTable(crc32.Castagnoli)
+	return w.readBareAnd(ctx, func(p []byte) { crc32.Checksum(p, table) })
+}
+
+func (w *wire) readBareAnd(ctx context.Context, do func([]byte)) error {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", w.listener.Addr().String())
 	if err != nil {
@@ -113,6 +125,7 @@ func (w *wire) readBare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		do(buf[:n])
 		got += int64(n)
 	}
 	return nil
@@ -152,6 +165,7 @@ func (w *wire) read(ctx context.Context, piece int64, requests int, n int64) err
 func (r *report) wireSteps() []step {
 	return []step{
 		{name: "sendfile server and read client", work: r.bigMiB(), unit: inBytes, before: r.wire.readBare, ready: true, do: r.wire.readBare},
+		{name: "sendfile server, read and checksum", work: r.bigMiB(), unit: inBytes, before: r.wire.readBare, ready: true, do: r.wire.readBareSummed},
 		{name: "worker over TCP", work: r.bigMiB(), unit: inBytes, before: r.wire.readWorker, ready: true, do: r.wire.readWorker},
 		{name: "worker over TCP, 4 KiB", work: wireReads, unit: inReads, before: r.wire.readWorker, ready: true, do: r.wire.readPages},
 	}
