@@ -208,12 +208,14 @@ func (s *groupService) Found(_ context.Context, r *api.FoundRequest) (*api.Found
 	if r.GetId() == m.raft.id {
 		return nil, errs.E(errs.Invalid, "found group", r.GetId(), errors.New("two masters have this ID, or this one asked itself"))
 	}
+	// In this order: what is founded is in the file, and not the other way round.
+	founded := !m.fresh.Load()
 	f, err := readFounding(m.deps.DataDir)
 	if err != nil {
 		return nil, err
 	}
 	return &api.FoundReply{
-		Id: m.raft.id, Disk: f.Disk, Founded: !m.fresh.Load(),
+		Id: m.raft.id, Disk: f.Disk, Founded: founded,
 		Known: r.GetDisk() != "" && f.Disks[r.GetId()] == r.GetDisk(),
 	}, nil
 }

@@ -387,7 +387,7 @@ func TestLogIsBounded(t *testing.T) {
 		}
 		return last - first + 1
 	}
-	const changes = 1000
+	const changes = 400
 	for i := range changes {
 		m := fsm.Master{ID: "x", GRPC: fmt.Sprint("h:", i)}
 		if _, err := c.m.raft.apply(t.Context(), fsm.Command{RegisterMaster: &m}); err != nil {
