@@ -742,7 +742,10 @@ func TestMovesAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := s.Stats(); after.CachedBytes != st.CachedBytes || after.CachedFiles != st.CachedFiles || after.ChecksumErrors != 0 {
+	// A start's new segment of the index may need the room of a victim.
+	after := s.Stats()
+	kept, count := after.CachedBytes+after.EvictedBytes, after.CachedFiles+after.EvictedFiles
+	if kept != st.CachedBytes || count != st.CachedFiles || after.EvictedFiles > int64(len(specs)) || after.ChecksumErrors != 0 {
 		t.Fatalf("before %+v\nafter %+v", st, after)
 	}
 	checkLedger(t, s)
