@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -64,12 +65,13 @@ func (w *world) read(ctx context.Context, rng *rand.Rand) error {
 	return nil
 }
 
-// wrong is bytes that are not the source's.
-type wrong struct{ error }
+// errWrong is bytes that are not the source's.
+var errWrong = errors.New("wrong bytes")
 
 // excuse returns nil if a reader may see that error.
 func (w *world) excuse(err error, trouble int64, began time.Time) error {
-	if _, is := err.(wrong); !is && (trouble%2 == 1 || w.storeTrouble.Load() != trouble) { //nolint:errorlint // nothing wraps it
+	troubled := trouble%2 == 1 || w.storeTrouble.Load() != trouble
+	if troubled && !errors.Is(err, errWrong) {
 		w.tally.excused.Add(1)
 		return nil
 	}
@@ -92,12 +94,24 @@ func (w *world) readSome(ctx context.Context, f opened, rng *rand.Rand, buf, scr
 			return fmt.Errorf("read %s at %d, %d bytes: %w", f.path, off, len(p), err)
 		}
 		if err := f.content.Check(p, off, scratch); err != nil {
-			return wrong{fmt.Errorf("wrong bytes: %s at %d, %d bytes: %w", f.path, off, len(p), err)}
+			return fmt.Errorf("%w: %s at %d, %d bytes: %w", errWrong, f.path, off, len(p), err)
 		}
-		w.tally.read(int64(len(p)), time.Since(began))
+		w.count(f.object, off, len(p), began)
 		off += int64(len(p))
 	}
 	return nil
+}
+
+// slow is what is said of a read: it is no violation, and worth a look.
+const slow = 5 * time.Second
+
+// count counts a read that was right.
+func (w *world) count(o *object, off int64, n int, began time.Time) {
+	took := time.Since(began)
+	w.tally.read(int64(n), took)
+	if took > slow {
+		w.say("%s at %d, %d bytes: the read took %v", o.path, off, n, took.Round(time.Millisecond))
+	}
 }
 
 // readWhole reads all of an object and checks it.
@@ -108,7 +122,7 @@ func (w *world) readWhole(ctx context.Context, o *object) error {
 	}
 	defer f.Close()
 	if f.Size() != o.size {
-		return wrong{fmt.Errorf("%s has %d bytes, want %d", o.path, f.Size(), o.size)}
+		return fmt.Errorf("%w: %s has %d bytes, want %d", errWrong, o.path, f.Size(), o.size)
 	}
 	buf, scratch := make([]byte, longestRead), make([]byte, longestRead)
 	for off := int64(0); off < o.size; off += longestRead {
@@ -117,9 +131,9 @@ func (w *world) readWhole(ctx context.Context, o *object) error {
 			return fmt.Errorf("read %s at %d: %w", o.path, off, err)
 		}
 		if err := o.content.Check(p, off, scratch); err != nil {
-			return wrong{fmt.Errorf("wrong bytes: %s: %w", o.path, err)}
+			return fmt.Errorf("%w: %s: %w", errWrong, o.path, err)
 		}
-		w.tally.read(int64(len(p)), time.Since(began))
+		w.count(o, off, len(p), began)
 	}
 	return nil
 }

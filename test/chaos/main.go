@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"time"
 
@@ -30,6 +31,7 @@ type options struct {
 	binary   string
 	readers  int
 	kills    int
+	only     string
 	keep     bool
 }
 
@@ -41,9 +43,13 @@ func run(ctx context.Context, args []string) error {
 	f.StringVar(&o.binary, "binary", "bin/millrace", "the program")
 	f.IntVar(&o.readers, "readers", 4, "concurrent readers")
 	f.IntVar(&o.kills, "kills", 10, "kills of the leader at least; what chance leaves out is done at the end")
+	f.StringVar(&o.only, "only", "", "masters, workers, store or disks: let only these go wrong")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory with the logs when it fails")
 	if err := f.Parse(args); err != nil {
 		return err
+	}
+	if o.only != "" && !slices.Contains([]string{"masters", "workers", "store", "disks"}, o.only) {
+		return fmt.Errorf("-only %q: want masters, workers, store or disks", o.only)
 	}
 	if os.Geteuid() == 0 && os.Getenv(insideVariable) == "" {
 		return runInside(ctx, args)
@@ -131,10 +137,16 @@ func (w *world) chaos(ctx context.Context, o options) error {
 	start(w.loadJobs)
 	start(w.tell)
 	var faults errgroup.Group
-	for _, group := range []func(context.Context, *rand.Rand) error{w.troubleMasters, w.troubleWorkers, w.troubleStore, w.troubleDisks} {
+	for _, group := range []struct {
+		name    string
+		trouble func(context.Context, *rand.Rand) error
+	}{{"masters", w.troubleMasters}, {"workers", w.troubleWorkers}, {"store", w.troubleStore}, {"disks", w.troubleDisks}} {
 		rng := random()
+		if o.only != "" && o.only != group.name {
+			continue
+		}
 		faults.Go(func() error {
-			err := group(timed, rng)
+			err := group.trouble(timed, rng)
 			if err != nil {
 				cancel()
 			}

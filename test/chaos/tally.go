@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -67,7 +66,7 @@ func (t *tally) checkFailOvers() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.failOvers) == 0 {
-		return errors.New("no leader was killed")
+		return nil
 	}
 	sorted := slices.Sorted(slices.Values(t.failOvers))
 	median := sorted[len(sorted)/2]

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -238,8 +237,8 @@ func (w *world) makeDisk() error {
 // demolish ends and removes everything.
 func (w *world) demolish(keep bool) error {
 	var list []error
-	for _, c := range []io.Closer{w.client, w.admin} {
-		if c != (*client.Client)(nil) {
+	for _, c := range []*client.Client{w.client, w.admin} {
+		if c != nil {
 			list = append(list, c.Close())
 		}
 	}
