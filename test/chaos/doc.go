@@ -27,9 +27,10 @@
 //     acknowledged is there at the end.
 //   - Median of the times from a kill of the leader to the next change of the
 //     mount table: at most 3 s.
-//   - Every flipped bit is found, and counted, when its page is read on a path
-//     that checks; bits are flipped in files of an under-store mount with
-//     verify=always alone.
+//   - A flipped bit is found, and counted, when its page is read on a path that
+//     checks. Bits are flipped in files that one worker alone has, and whole, of
+//     an under-store mount with verify=always alone: readers elsewhere are promised
+//     less.
 //   - A load job reaches its end, and its sums prove it.
 //   - At the end all is well again: every object is read, every process ends
 //     cleanly.
@@ -40,7 +41,9 @@
 // namespace and a boot ID, which make it another machine to all others: packets
 // are lost without a word. Nothing of that has a name outside or outlives the
 // program. Lost packets need iptables; what cannot be done is said at the start.
-// Elsewhere the cluster is on loopback, without faults of the network between
+// Slow reads are told, and are no violation.
+//
+// Without root the cluster is on loopback, without faults of the network between
 // its processes and with no disk to be filled up.
 //
 // Clocks do not jump: the kernel gives a process no wall clock of its own, and

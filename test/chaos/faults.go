@@ -32,24 +32,24 @@ func (w *world) trouble(ctx context.Context, rng *rand.Rand, faults []fault) err
 }
 
 func (w *world) troubleMasters(ctx context.Context, rng *rand.Rand) error {
-	leader := func(ctx context.Context, _ *rand.Rand) (*cluster.Process, error) { return w.leader(ctx) }
-	any := func(_ context.Context, rng *rand.Rand) (*cluster.Process, error) {
+	leader := choice{"the leader", func(ctx context.Context, _ *rand.Rand) (*cluster.Process, error) { return w.leader(ctx) }}
+	random := choice{"a master", func(_ context.Context, rng *rand.Rand) (*cluster.Process, error) {
 		return w.cluster.Masters()[rng.IntN(masters)], nil
-	}
-	faults := []fault{w.killLeader, w.killLeader, w.kill(any), w.pause(leader), w.pause(any), w.restart(leader), w.restart(any)}
+	}}
+	faults := []fault{w.killLeader, w.killLeader, w.kill(random), w.pause(leader), w.pause(random), w.restart(leader), w.restart(random)}
 	if w.net != nil {
-		faults = append(faults, w.isolate(leader), w.isolate(any), w.splitWorkers)
+		faults = append(faults, w.isolate(leader), w.isolate(random), w.splitWorkers)
 	}
 	return w.trouble(ctx, rng, faults)
 }
 
 func (w *world) troubleWorkers(ctx context.Context, rng *rand.Rand) error {
-	any := func(_ context.Context, rng *rand.Rand) (*cluster.Process, error) {
+	random := choice{"a worker", func(_ context.Context, rng *rand.Rand) (*cluster.Process, error) {
 		return w.cluster.Workers()[rng.IntN(workers)], nil
-	}
-	faults := []fault{w.kill(any), w.kill(any), w.pause(any), w.restart(any)}
+	}}
+	faults := []fault{w.kill(random), w.kill(random), w.pause(random), w.restart(random)}
 	if w.net != nil {
-		faults = append(faults, w.isolate(any), w.hide)
+		faults = append(faults, w.isolate(random), w.hide)
 		if w.net.lossy == nil {
 			faults = append(faults, w.dropPackets)
 		}
@@ -58,7 +58,10 @@ func (w *world) troubleWorkers(ctx context.Context, rng *rand.Rand) error {
 }
 
 // choice chooses the process that something happens to.
-type choice func(ctx context.Context, rng *rand.Rand) (*cluster.Process, error)
+type choice struct {
+	what string
+	pick func(ctx context.Context, rng *rand.Rand) (*cluster.Process, error)
+}
 
 // leader waits for the one that leads.
 func (w *world) leader(ctx context.Context) (*cluster.Process, error) {
@@ -79,11 +82,11 @@ func (w *world) begin(ctx context.Context, p *cluster.Process) error {
 
 func (w *world) kill(who choice) fault {
 	return func(ctx context.Context, rng *rand.Rand) error {
-		p, err := who(ctx, rng)
+		p, err := who.pick(ctx, rng)
 		if err != nil {
 			return err
 		}
-		w.happen("kill -9 " + p.Name)
+		w.happenTo("kill -9 "+who.what, p)
 		p.Kill()
 		sleep(ctx, between(rng, 0, 5*time.Second))
 		return w.begin(ctx, p)
@@ -92,11 +95,11 @@ func (w *world) kill(who choice) fault {
 
 func (w *world) restart(who choice) fault {
 	return func(ctx context.Context, rng *rand.Rand) error {
-		p, err := who(ctx, rng)
+		p, err := who.pick(ctx, rng)
 		if err != nil {
 			return err
 		}
-		w.happen("restart " + p.Name)
+		w.happenTo("restart "+who.what, p)
 		if err := p.Terminate(settle); err != nil {
 			return err
 		}
@@ -106,11 +109,11 @@ func (w *world) restart(who choice) fault {
 
 func (w *world) pause(who choice) fault {
 	return func(ctx context.Context, rng *rand.Rand) error {
-		p, err := who(ctx, rng)
+		p, err := who.pick(ctx, rng)
 		if err != nil {
 			return err
 		}
-		w.happen("SIGSTOP " + p.Name)
+		w.happenTo("SIGSTOP "+who.what, p)
 		if err := p.Pause(); err != nil {
 			return err
 		}
@@ -144,8 +147,8 @@ func (w *world) killLeader(ctx context.Context, _ *rand.Rand) error {
 	}
 	took := time.Since(began)
 	w.tally.failOver(took)
-	w.tally.event("kill -9 the leader")
-	w.say("kill -9 %s, the leader: the next change took %v", p.Name, took.Round(time.Millisecond))
+	w.happenTo("kill -9 the leader", p)
+	w.say("the next change took %v", took.Round(time.Millisecond))
 	if err := w.begin(ctx, p); err != nil {
 		return err
 	}
@@ -163,24 +166,30 @@ func (w *world) killLeaders(ctx context.Context, rng *rand.Rand, times int) erro
 	return nil
 }
 
+// happenTo says and counts an event of one process.
+func (w *world) happenTo(what string, p *cluster.Process) {
+	w.tally.event(what)
+	w.say("%s: %s", what, p.Name)
+}
+
 // apart says what was lost, waits, and repairs it.
-func (w *world) apart(ctx context.Context, what string, lost heal, err error) error {
+func (w *world) apart(ctx context.Context, what string, p *cluster.Process, lost heal, err error) error {
 	if err != nil {
 		return err
 	}
-	w.happen(what)
+	w.happenTo(what, p)
 	sleep(ctx, w.frozen)
 	return lost(ctx)
 }
 
 func (w *world) isolate(who choice) fault {
 	return func(ctx context.Context, rng *rand.Rand) error {
-		p, err := who(ctx, rng)
+		p, err := who.pick(ctx, rng)
 		if err != nil {
 			return err
 		}
 		lost, err := w.net.isolate(ctx, p.Name)
-		if err := w.apart(ctx, p.Name+" alone", lost, err); err != nil {
+		if err := w.apart(ctx, who.what+" is cut off", p, lost, err); err != nil {
 			return err
 		}
 		return w.ready(ctx, p)
@@ -198,7 +207,7 @@ func (w *world) splitWorkers(ctx context.Context, rng *rand.Rand) error {
 		names = append(names, w.cluster.Workers()[i].Name)
 	}
 	lost, err := w.net.part(ctx, names...)
-	if err := w.apart(ctx, "the leader alone with half of the workers", lost, err); err != nil {
+	if err := w.apart(ctx, "the leader is alone with half of the workers", p, lost, err); err != nil {
 		return err
 	}
 	return w.ready(ctx, p)
@@ -208,13 +217,13 @@ func (w *world) splitWorkers(ctx context.Context, rng *rand.Rand) error {
 func (w *world) hide(ctx context.Context, rng *rand.Rand) error {
 	p := w.cluster.Workers()[rng.IntN(workers)]
 	lost, err := w.net.hide(ctx, p.Name)
-	return w.apart(ctx, "clients do not hear "+p.Name, lost, err)
+	return w.apart(ctx, "clients do not hear a worker", p, lost, err)
 }
 
 func (w *world) dropPackets(ctx context.Context, rng *rand.Rand) error {
 	p := w.cluster.Workers()[rng.IntN(workers)]
 	lost, err := w.net.drop(ctx, p.Name, "0.05")
-	return w.apart(ctx, p.Name+" loses 5 % of the packets", lost, err)
+	return w.apart(ctx, "a worker loses 5 % of the packets", p, lost, err)
 }
 
 // troubleStore lets the under-store fail, or the way there.
@@ -264,7 +273,7 @@ func (w *world) troubleStore(ctx context.Context, rng *rand.Rand) error {
 	return w.trouble(ctx, rng, faults)
 }
 
-// index returns the worker whose gRPC service is at an address.
+// workerAt returns the worker whose gRPC service is at an address.
 func (w *world) workerAt(address string) (*cluster.Process, error) {
 	all := w.cluster.Workers()
 	i := slices.IndexFunc(all, func(p *cluster.Process) bool { return p.Address("grpc") == address })

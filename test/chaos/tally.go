@@ -86,6 +86,6 @@ func (t *tally) print() {
 	}
 	fmt.Printf("checked: %d reads, %d MiB compared, the slowest took %v; %d failed while the under-store was in trouble;\n",
 		t.reads.Load(), t.bytes.Load()>>20, time.Duration(t.worstRead.Load()).Round(time.Millisecond), t.excused.Load())
-	fmt.Printf("  %d of %d flipped bits found, the others were evicted before;\n", t.found.Load(), t.flips.Load())
+	fmt.Printf("  %d of %d flipped bits were found at once;\n", t.found.Load(), t.flips.Load())
 	fmt.Printf("  %d load jobs ended with sums that add up, %d of them without some of their files\n", t.jobs.Load(), t.partial.Load())
 }
