@@ -20,8 +20,8 @@ TEST_FLAGS ?=
 # Packages with tests that count allocations, which the race detector upsets.
 NO_RACE := ./blockio
 
-# How long the soak or the fuzzing runs, and the seed of the soak's decisions;
-# empty: another each time.
+# How long the soak, the chaos or the fuzzing runs, and the seed of the first
+# two's decisions; empty: another each time.
 DURATION ?= 10m
 SEED ?=
 
@@ -68,6 +68,11 @@ fuzz: ## all fuzz targets, DURATION (10m) for them together (KEEP=1: keep what t
 soak: build $(TOOLS)/versitygw ## everything at once for DURATION (10m): readers, changes, full disks, failures, kills
 	$(GO) build -o bin/soak ./test/soak
 	exec bin/soak -duration $(DURATION) $(if $(SEED),-seed $(SEED))
+
+.PHONY: chaos
+chaos: build $(TOOLS)/versitygw ## a cluster of 3 masters and 4 workers to which everything happens for DURATION (10m), under checks (SEED)
+	$(GO) build -o bin/chaos ./test/chaos
+	MILLRACE_VERSITYGW=$(TOOLS)/versitygw exec bin/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
 
 .PHONY: lint
 lint: lint-go lint-mod lint-proto ## check style, modules and generated code

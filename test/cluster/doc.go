@@ -7,7 +7,11 @@
 // a restart; and a directory of its own with its configuration, state and log.
 // Processes end with the program that started them, however that ends.
 //
-// The package itself has no opinion about what must hold: that is in its tests.
-// They use the SDK in the test's own process, which sees every error, and the
-// binary for the rest.
+// Config.Host puts the processes elsewhere: into namespaces, for one. A History
+// records what clients did to the mount table and to load jobs, and tells
+// whether the answers are linearizable.
+//
+// The package has no other opinion about what must hold: that is in its tests,
+// and in command chaos. The tests use the SDK in the test's own process, which
+// sees every error, and the binary for the rest.
 package cluster

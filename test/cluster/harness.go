@@ -34,6 +34,18 @@ type Config struct {
 	MasterTOML, WorkerTOML string
 	// Env is added to the environment of every process.
 	Env []string
+	// Host says where the process of that name lives; nil: each at a loopback
+	// address of its own.
+	Host func(name string) Host
+}
+
+// Host is where a process lives.
+type Host struct {
+	// Address is its IP address, for its listeners alone.
+	Address string
+	// Enter is a command, with its first arguments, that runs the command behind
+	// them there, in the same process; empty for this host.
+	Enter []string
 }
 
 // Cluster is a group of processes. Its methods may be called from any
@@ -41,7 +53,7 @@ type Config struct {
 // AddMaster, Close) are for one at a time.
 type Cluster struct {
 	cfg   Config
-	claim net.Listener // of the address 127.x.y.1, which keeps others off 127.x.y
+	claim net.Listener // of the address 127.x.y.1, which keeps others off 127.x.y; nil with Config.Host
 	net   string       // "127.x.y."
 
 	mu      sync.Mutex
@@ -57,31 +69,43 @@ const firstHost = 10
 // starts nothing.
 func New(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, hosts: firstHost}
-	var err error
-	for range 20 {
-		c.net = fmt.Sprintf("127.%d.%d.", 64+rand.N(64), rand.N(256))
-		var lc net.ListenConfig
-		if c.claim, err = lc.Listen(context.Background(), "tcp", c.net+"1:7700"); err == nil {
-			break
+	if cfg.Host == nil {
+		if err := c.claimLoopback(); err != nil {
+			return nil, fmt.Errorf("claim loopback addresses: %w", err)
 		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("claim loopback addresses: %w", err)
 	}
 	for range cfg.Masters {
 		c.masters = append(c.masters, c.newMaster())
 	}
 	for _, m := range c.masters {
 		if err := c.configureMaster(m, c.masters); err != nil {
-			return nil, errors.Join(err, c.claim.Close())
+			return nil, errors.Join(err, c.unclaim())
 		}
 	}
 	for range cfg.Workers {
 		if _, err := c.AddWorker(); err != nil {
-			return nil, errors.Join(err, c.claim.Close())
+			return nil, errors.Join(err, c.unclaim())
 		}
 	}
 	return c, nil
+}
+
+func (c *Cluster) claimLoopback() (err error) {
+	for range 20 {
+		c.net = fmt.Sprintf("127.%d.%d.", 64+rand.N(64), rand.N(256))
+		var lc net.ListenConfig
+		if c.claim, err = lc.Listen(context.Background(), "tcp", c.net+"1:7700"); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func (c *Cluster) unclaim() error {
+	if c.claim == nil {
+		return nil
+	}
+	return c.claim.Close()
 }
 
 // Masters returns the masters, in the order of their making.
@@ -109,10 +133,12 @@ func (c *Cluster) Addresses() []string {
 
 func (c *Cluster) newProcess(role string, number int, ports map[string]int) *Process {
 	name := fmt.Sprintf("%s-%d", role, number)
-	p := &Process{
-		Name: name, Dir: filepath.Join(c.cfg.Dir, name), role: role,
-		host: fmt.Sprint(c.net, c.hosts), ports: ports, binary: c.cfg.Binary, env: c.cfg.Env,
+	p := &Process{Name: name, Dir: filepath.Join(c.cfg.Dir, name), role: role, ports: ports, binary: c.cfg.Binary, env: c.cfg.Env}
+	if c.cfg.Host != nil {
+		p.host = c.cfg.Host(name)
+		return p
 	}
+	p.host.Address = fmt.Sprint(c.net, c.hosts)
 	c.hosts++
 	return p
 }
@@ -151,7 +177,7 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	c.common(&b)
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
-	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = \"ssd\"\ndir = %q\ncapacity = %q\n", filepath.Join(p.Dir, "cache"), c.cfg.Cache)
+	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = \"ssd\"\ndir = %q\ncapacity = %q\n", p.CacheDir(), c.cfg.Cache)
 	if err := p.configure(b.String()); err != nil {
 		return nil, err
 	}
@@ -180,7 +206,7 @@ func (c *Cluster) Close() error {
 	for _, p := range append(c.Workers(), c.Masters()...) {
 		p.Kill()
 	}
-	return c.claim.Close()
+	return c.unclaim()
 }
 
 // Leader waits for the master that says it leads. One that was paused while it

@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"millrace/client"
-	"millrace/internal/errs"
 )
 
 // load is work in the background that must not see any error: readers of open
@@ -184,9 +183,4 @@ func (l *load) check(c *Cluster) {
 		}
 	}
 	l.t.Logf("%d reads, %d changes, %d jobs", l.reads.Load(), l.changes.Load(), len(l.jobs))
-}
-
-// unknown reports whether an error leaves open if the call was done.
-func unknown(err error) bool {
-	return slices.Contains([]errs.Kind{errs.Unavailable, errs.Timeout, errs.Canceled}, errs.KindOf(err))
 }

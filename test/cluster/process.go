@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,10 +29,11 @@ type Process struct {
 	// Dir holds its configuration, its log, and what is its own.
 	Dir string
 
-	role, host string
-	ports      map[string]int // by the names of addresses.json
-	binary     string
-	env        []string
+	role   string
+	host   Host
+	ports  map[string]int // by the names of addresses.json
+	binary string
+	env    []string
 
 	mu    sync.Mutex
 	child *child.Process // nil before the first start
@@ -43,8 +45,12 @@ func (p *Process) DataDir() string { return filepath.Join(p.Dir, "data") }
 // Address returns where it listens: "grpc", "http", and "raft" of a master or
 // "data" of a worker.
 func (p *Process) Address(name string) string {
-	return net.JoinHostPort(p.host, strconv.Itoa(p.ports[name]))
+	return net.JoinHostPort(p.host.Address, strconv.Itoa(p.ports[name]))
 }
+
+// CacheDir is a worker's cache directory. It need not be there before the first
+// start.
+func (p *Process) CacheDir() string { return filepath.Join(p.Dir, "cache") }
 
 // ConfigFile is its configuration.
 func (p *Process) ConfigFile() string { return filepath.Join(p.Dir, "config.toml") }
@@ -66,7 +72,8 @@ func (p *Process) Start() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(context.Background(), p.binary, p.role, "--config", p.ConfigFile())
+	args := append(slices.Clone(p.host.Enter), p.binary, p.role, "--config", p.ConfigFile())
+	cmd := exec.CommandContext(context.Background(), args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	started, err := child.Start(cmd)
@@ -119,7 +126,7 @@ func (p *Process) Resume() error { return syscall.Kill(p.process().PID(), syscal
 // Wipe removes its state, and its cache if it is a worker, as a new disk does.
 // It must have ended.
 func (p *Process) Wipe() error {
-	return errors.Join(os.RemoveAll(p.DataDir()), os.RemoveAll(filepath.Join(p.Dir, "cache")))
+	return errors.Join(os.RemoveAll(p.DataDir()), os.RemoveAll(p.CacheDir()))
 }
 
 // Ready waits until it says that it is ready.
