@@ -72,7 +72,7 @@ soak: build $(TOOLS)/versitygw ## everything at once for DURATION (10m): readers
 .PHONY: chaos
 chaos: build $(TOOLS)/versitygw ## a cluster of 3 masters and 4 workers to which everything happens for DURATION (10m), under checks (SEED)
 	$(GO) build -o bin/chaos ./test/chaos
-	MILLRACE_VERSITYGW=$(TOOLS)/versitygw exec bin/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
+	exec bin/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
 
 .PHONY: lint
 lint: lint-go lint-mod lint-proto ## check style, modules and generated code

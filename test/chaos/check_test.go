@@ -23,7 +23,7 @@ func TestFailOvers(t *testing.T) {
 		{"2 2 4 4", "4s in the median"},
 	} {
 		var y tally
-		for _, s := range strings.Fields(c.took) {
+		for s := range strings.FieldsSeq(c.took) {
 			d, err := time.ParseDuration(s + "s")
 			must(t, err)
 			y.failOver(d)

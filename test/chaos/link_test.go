@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // echo starts a server that sends back what it gets.
 func echo(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // it is at once
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { _ = ln.Close() })
 	go func() {
@@ -50,7 +50,7 @@ func startLink(t *testing.T) *link {
 
 func dial(t *testing.T, l *link) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", l.address()) //nolint:noctx // it is at once
+	c, err := net.Dial("tcp", l.address())
 	must(t, err)
 	t.Cleanup(func() { _ = c.Close() })
 	return c

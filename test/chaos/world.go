@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,7 +167,7 @@ func (w *world) startCluster(ctx context.Context, binary string) error {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	cfg := cluster.Config{
-		Binary: binary, Dir: w.dir, Masters: masters, Workers: workers, Cache: fmt.Sprint(cacheSize),
+		Binary: binary, Dir: w.dir, Masters: masters, Workers: workers, Cache: strconv.Itoa(cacheSize),
 		Env: append(w.s3.Env(), "AWS_ENDPOINT_URL=http://"+w.link.address()),
 	}
 	if w.net != nil {
