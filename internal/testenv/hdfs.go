@@ -229,8 +229,13 @@ func putOnce(c *hdfs.Client, name string, data []byte, blockSize int64, replicat
 			return errors.Join(err, w.Close())
 		}
 	}
+	return CloseHDFS(w)
+}
+
+// CloseHDFS ends a file that was written, when its last block is where it
+// should be: the library leaves it to its user to ask again until then.
+func CloseHDFS(w *hdfs.FileWriter) error {
 	for end := time.Now().Add(startLimit); ; time.Sleep(time.Millisecond) {
-		// The library leaves it to its user to ask again.
 		if err := w.Close(); err == nil || !hdfs.IsErrReplicating(err) || time.Now().After(end) {
 			return err
 		}

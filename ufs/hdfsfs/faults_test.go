@@ -22,6 +22,7 @@ import (
 
 	"millrace/block"
 	"millrace/internal/errs"
+	"millrace/internal/testenv"
 	"millrace/ufs"
 )
 
@@ -430,7 +431,7 @@ func TestOpenForWrite(t *testing.T) {
 	if _, err := w.Write(data[blockSize+1000:]); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Close(); err != nil {
+	if err := testenv.CloseHDFS(w); err != nil {
 		t.Fatal(err)
 	}
 	closed := look()
