@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/internal/errs"
+	"millrace/internal/wait"
 )
 
 // copySize is the piece in which files are copied where sendfile cannot be used.
@@ -73,7 +74,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			return errs.E(errs.Internal, "accept", l.Addr().String(), err)
 		case err != nil: // out of descriptors, or a peer that was gone at once
 			s.log.Warn("a connection could not be accepted", "address", l.Addr().String(), "error", err)
-			sleep(ctx, pause)
+			_ = wait.For(ctx, pause) // the next Accept tells that it is over
 			pause = min(2*pause, time.Second)
 			continue
 		}
@@ -147,13 +148,4 @@ func peerName(nc net.Conn) string {
 		return a.String()
 	}
 	return "local"
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"millrace/block"
 	"millrace/internal/errs"
+	"millrace/internal/wait"
 	"millrace/tier"
 	"millrace/ufs"
 )
@@ -241,7 +242,7 @@ const maxCuts = 3
 // pause waits before a request that goes on where an answer was cut.
 func pause(ctx context.Context, cuts int) error {
 	delay := 20 * time.Millisecond << cuts
-	if !wait(ctx, delay/2+rand.N(delay)) {
+	if wait.For(ctx, delay/2+rand.N(delay)) != nil {
 		return ctx.Err()
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 
 	"millrace/api"
 	"millrace/internal/errs"
+	"millrace/internal/wait"
 	"millrace/tier"
 )
 
@@ -255,7 +256,7 @@ func (r *reporter) reports(ctx context.Context) {
 		if !r.heard || (!full && deltas == 0) {
 			continue // a wake that is lost here comes again with the next heartbeat
 		}
-		if !full && deltas < reportBatch && !wait(ctx, r.gather) {
+		if !full && deltas < reportBatch && wait.For(ctx, r.gather) != nil {
 			return
 		}
 		if err := r.report(ctx, full); err != nil {
@@ -264,28 +265,16 @@ func (r *reporter) reports(ctx context.Context) {
 			}
 			r.log.Debug("reporting blocks", "err", err)
 			r.changes.needFull() // whether it arrived is not known
-			if !wait(ctx, retry.next()) {
+			if wait.For(ctx, retry.next()) != nil {
 				return
 			}
 			continue
 		}
 		if again, _ := r.changes.due(); !again {
 			retry.reset()
-		} else if !wait(ctx, retry.next()) { // it wants another full report
+		} else if wait.For(ctx, retry.next()) != nil { // it wants another full report
 			return
 		}
-	}
-}
-
-// wait returns false when ctx ends before d has passed.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

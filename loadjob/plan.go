@@ -10,6 +10,7 @@ import (
 
 	"millrace/block"
 	"millrace/internal/errs"
+	"millrace/internal/wait"
 )
 
 // FileEntry is one file of the namespace with the right to read it.
@@ -148,12 +149,8 @@ func (p *planner) settled(ctx context.Context, e FileEntry) (*block.Ticket, erro
 	for try := 0; e.Ticket.Unsettled && try < settleTries; try++ {
 		// The file may have settled since it was listed: look before waiting.
 		if try > 0 {
-			t := time.NewTimer(settleWait)
-			select {
-			case <-t.C:
-			case <-ctx.Done():
-				t.Stop()
-				return nil, ctx.Err()
+			if err := wait.For(ctx, settleWait); err != nil {
+				return nil, err
 			}
 		}
 		now, err := looker.Look(ctx, e.Path)

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"millrace/internal/wait"
 )
 
 // maxProbePause is how many times Config.ProbeInterval the pause between two
@@ -38,10 +40,8 @@ func (s *Store) tend(ctx context.Context, i int) {
 		s.takeOut(d)
 		pause := d.cfg.ProbeInterval.Std() * time.Duration(min(1<<min(failures, 16), maxProbePause))
 		failures++
-		select {
-		case <-ctx.Done():
+		if wait.For(ctx, pause) != nil {
 			return
-		case <-time.After(pause):
 		}
 		if err := s.bringBack(i); err != nil && err.Error() != told {
 			told = err.Error()

@@ -12,6 +12,7 @@ import (
 	"millrace/client"
 	"millrace/internal/errs"
 	"millrace/internal/size"
+	"millrace/internal/wait"
 )
 
 func (a *app) statusCommand() *cobra.Command {
@@ -68,10 +69,8 @@ func waitServing(ctx context.Context, c *client.Client) (*client.Status, error) 
 		case why == nil:
 			why = err
 		}
-		select {
-		case <-ctx.Done():
+		if wait.For(ctx, pollInterval) != nil {
 			return nil, errs.E(errs.Timeout, "wait for the cluster to serve", "", why)
-		case <-time.After(pollInterval):
 		}
 	}
 }

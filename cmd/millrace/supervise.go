@@ -23,6 +23,7 @@ import (
 	"millrace/internal/daemon"
 	"millrace/internal/errs"
 	"millrace/internal/size"
+	"millrace/internal/wait"
 	"millrace/tier"
 )
 
@@ -98,10 +99,8 @@ func (s *supervised) run(ctx context.Context) error {
 			pause = firstRestart
 		}
 		s.log.WarnContext(ctx, "an instance ended by itself and is started again", "instance", s.Name, "error", p.Ended(), "after", pause)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(pause):
+		if wait.For(ctx, pause) != nil {
+			return nil //nolint:nilerr // it was stopped while it waited
 		}
 		pause = min(2*pause, lastRestart)
 	}

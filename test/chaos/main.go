@@ -16,6 +16,7 @@ import (
 
 	"millrace/bench/rig"
 	"millrace/internal/child"
+	"millrace/internal/wait"
 )
 
 // settle bounds the return to rest at the end, and how long a process takes to
@@ -173,16 +174,7 @@ func (w *world) tell(ctx context.Context, _ *rand.Rand) error {
 }
 
 // sleep returns false when ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+func sleep(ctx context.Context, d time.Duration) bool { return wait.For(ctx, d) == nil }
 
 func between(rng *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(rng.Int64N(int64(most-least)))

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"millrace/client"
+	"millrace/internal/wait"
 )
 
 // Config says what a cluster is made of.
@@ -218,7 +219,7 @@ func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
 				return m, nil
 			}
 		}
-		if err := sleep(ctx); err != nil {
+		if err := wait.For(ctx, poll); err != nil {
 			return nil, fmt.Errorf("no master leads: %w", err)
 		}
 	}
@@ -259,7 +260,7 @@ func Until(ctx context.Context, condition func() error) error {
 		if err == nil {
 			return nil
 		}
-		if e := sleep(ctx); e != nil {
+		if e := wait.For(ctx, poll); e != nil {
 			return errors.Join(e, err)
 		}
 	}
@@ -267,14 +268,3 @@ func Until(ctx context.Context, condition func() error) error {
 
 // poll is how often something is asked for that cannot be waited for.
 const poll = 20 * time.Millisecond
-
-func sleep(ctx context.Context) error {
-	t := time.NewTimer(poll)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/bench/rig"
+	"millrace/internal/wait"
 )
 
 // settle bounds the return to rest at the end.
@@ -99,16 +100,7 @@ func (w *world) tell(ctx context.Context, _ *rand.Rand) error {
 }
 
 // sleep returns false when ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+func sleep(ctx context.Context, d time.Duration) bool { return wait.For(ctx, d) == nil }
 
 func between(rng *rand.Rand, least, most time.Duration) time.Duration {
 	return least + time.Duration(rng.Int64N(int64(most-least)))

@@ -15,6 +15,7 @@ import (
 	"github.com/colinmarc/hdfs/v2"
 
 	"millrace/internal/errs"
+	"millrace/internal/wait"
 	"millrace/ufs"
 	"millrace/ufs/ufslimit"
 )
@@ -90,10 +91,8 @@ func (n *nameNode) call(ctx context.Context, op string, more extras, do func(*hd
 		if time.Now().Add(delay).After(end) {
 			return errs.E(errs.Unavailable, "", "", fmt.Errorf("NameNode: %w", err))
 		}
-		select {
-		case <-time.After(delay):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := wait.For(ctx, delay); err != nil {
+			return err
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"millrace/block"
 	"millrace/internal/errs"
+	"millrace/internal/wait"
 	"millrace/ufs"
 )
 
@@ -229,10 +230,8 @@ func (r *reader) relocate() error {
 	r.store.locations.drop(r.obj)
 	end := time.Now().Add(r.store.nameNode.budget)
 	for pause := firstPause; ; pause = min(2*pause, maxPause) {
-		select {
-		case <-time.After(pause):
-		case <-r.ctx.Done():
-			return r.ctx.Err()
+		if err := wait.For(r.ctx, pause); err != nil {
+			return err
 		}
 		if err := r.locate(); err != nil {
 			return err

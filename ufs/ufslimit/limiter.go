@@ -11,6 +11,7 @@ import (
 
 	"millrace/internal/errs"
 	"millrace/internal/size"
+	"millrace/internal/wait"
 	"millrace/ufs"
 )
 
@@ -52,7 +53,7 @@ func (l *Limiter) Request(ctx context.Context) error {
 	if l == nil || l.requests == nil {
 		return ctx.Err()
 	}
-	return wait(ctx, l.requests, 1, ufs.OptionMaxRequests)
+	return pay(ctx, l.requests, 1, ufs.OptionMaxRequests)
 }
 
 // Body returns body held to the bandwidth. ctx ends the waiting; it is the
@@ -64,8 +65,8 @@ func (l *Limiter) Body(ctx context.Context, body io.ReadCloser, name string) io.
 	return &limitedBody{ReadCloser: body, ctx: ctx, limiter: l, name: name}
 }
 
-// wait takes n of what r gives out, when it is there.
-func wait(ctx context.Context, r *rate.Limiter, n int, option string) error {
+// pay takes n of what r gives out, when it is there.
+func pay(ctx context.Context, r *rate.Limiter, n int, option string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -79,15 +80,11 @@ func wait(ctx context.Context, r *rate.Limiter, n int, option string) error {
 		turn.CancelAt(now)
 		return errs.E(errs.Timeout, "", "", fmt.Errorf("option %s makes this wait %v, longer than the caller does", option, delay.Round(time.Millisecond)))
 	}
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
+	err := wait.For(ctx, delay)
+	if err != nil {
 		turn.Cancel()
-		return ctx.Err()
 	}
+	return err
 }
 
 // limitedBody pays for bytes after they came, before it passes them on: what
@@ -109,7 +106,7 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	if n == 0 {
 		return n, err
 	}
-	if err := wait(b.ctx, b.limiter.bytes, n, ufs.OptionMaxBandwidth); err != nil {
+	if err := pay(b.ctx, b.limiter.bytes, n, ufs.OptionMaxBandwidth); err != nil {
 		b.err = errs.Wrap(err, "read", b.name)
 		return 0, b.err
 	}
