@@ -28,7 +28,7 @@ const (
 	idFile       = "id"
 	logFile      = "raft.db"
 	stateFile    = "state.db"
-	keptSnaphots = 2
+	keptSnapshots = 2
 )
 
 const (
@@ -77,7 +77,7 @@ func openRaft(cfg Config, deps Deps, grpcAddr string, store *fsm.Store, log *slo
 	if err != nil {
 		return nil, fmt.Errorf("open Raft log: %w", err)
 	}
-	if n.snaps, err = raft.NewFileSnapshotStoreWithLogger(deps.DataDir, keptSnaphots, logger); err != nil {
+	if n.snaps, err = raft.NewFileSnapshotStoreWithLogger(deps.DataDir, keptSnapshots, logger); err != nil {
 		return nil, fmt.Errorf("open Raft snapshots: %w", err)
 	}
 	n.conf = raftConfig(cfg, n.id)
