@@ -25,9 +25,9 @@ import (
 
 // The names of what a master keeps in its data directory.
 const (
-	idFile       = "id"
-	logFile      = "raft.db"
-	stateFile    = "state.db"
+	idFile        = "id"
+	logFile       = "raft.db"
+	stateFile     = "state.db"
 	keptSnapshots = 2
 )
 
