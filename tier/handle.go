@@ -43,7 +43,7 @@ func (s *Store) Acquire(f File, e block.Extent) (*Handle, error) {
 	h := &Handle{s: s, p: p, first: first, end: end}
 	hit := p.pin(first, end)
 	if d := s.dirOf(p); hit && d != nil {
-		p.each(first, end, d.queue.touch)
+		p.each(first, end, d.orderOf(p).touch)
 		// One byte stands for all: whoever reads the whole file reads it once.
 		if d.slow && e.Offset == 0 && first < end {
 			s.moves.hit(p, 1)

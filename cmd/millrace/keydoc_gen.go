@@ -116,6 +116,7 @@ func keyDocs() map[string]string {
 		"worker.tier.medium":               "medium is what the directory lies on: \"memory\", \"ssd\" or \"hdd\".",
 		"worker.tier.open_files":           "open_files is how many descriptors of backing files are kept open for the next read; those in use come on top. One takes about 1 KiB of memory, most of it the kernel's, and saves the opening, half of a small read's processor time. 1 to 1,000,000.",
 		"worker.tier.probe_interval":       "probe_interval is how long after that the directory is looked at, to use it again; the pause doubles with each failure, up to 32 times as long. 10 ms to 1 hour.",
+		"worker.tier.replica_share":        "replica_share is the share of the directory that replicas may take: files that another worker owns, kept for the programs of this host; 0 to 1. They go before others when room is needed.",
 		"worker.tier.scrub_interval":       "scrub_interval is how long one pass over all cached pages takes, which compares them with their checksums; 0 switches that off, else at least 1 minute. A small cache takes less: a page is due each minute.",
 		"worker.tier.scrub_rate":           "scrub_rate bounds the bytes that are compared in a second, so that readers have the disk; a pass that would need more takes longer. At least 4 KiB.",
 		"worker.unix_socket":               "unix_socket is the path of the data plane's socket for clients on this host. Empty is worker.sock in the data directory.",
