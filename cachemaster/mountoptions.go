@@ -64,7 +64,11 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 			if value != ufs.VerifyOnce && value != ufs.VerifyAlways {
 				return nil, bad(key, fmt.Errorf("want %s or %s", ufs.VerifyOnce, ufs.VerifyAlways))
 			}
-		case ufs.OptionPlacement, ufs.OptionWholeFileLimit:
+		case ufs.OptionPlacement: // for the clients
+			if value != ufs.PlacementLocal && value != ufs.PlacementSpread {
+				return nil, bad(key, fmt.Errorf("want %s or %s", ufs.PlacementLocal, ufs.PlacementSpread))
+			}
+		case ufs.OptionWholeFileLimit:
 			return nil, errs.E(errs.Unsupported, "add under-store", p, fmt.Errorf("option %q is not offered by this release", key))
 		}
 	}

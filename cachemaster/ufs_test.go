@@ -46,7 +46,7 @@ func TestAddUFS(t *testing.T) {
 		{"bad freshness", "/n", "mem://b", map[string]string{"freshness": "often"}, errs.Invalid, "freshness"},
 		{"bad ttl", "/n", "mem://b", map[string]string{"ttl": "soon"}, errs.Invalid, "ttl"},
 		{"ttl beside freshness", "/n", "mem://b", map[string]string{"ttl": "1s", "freshness": "never"}, errs.Invalid, "ttl"},
-		{"not offered", "/n", "mem://b", map[string]string{"placement": "local"}, errs.Unsupported, "placement"},
+		{"not offered", "/n", "mem://b", map[string]string{"whole_file_limit": "1MiB"}, errs.Unsupported, "whole_file_limit"},
 	} {
 		_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(tc.path), Uri: tc.uri, Options: tc.options})
 		wantKind(t, tc.name, err, tc.kind)

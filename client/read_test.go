@@ -180,7 +180,7 @@ func TestOrderOfOwners(t *testing.T) {
 	}
 	ids := func(doubtful ...block.WorkerID) []block.WorkerID {
 		var got []block.WorkerID
-		for _, w := range m.owners(key, 1, 5, func(id block.WorkerID) bool { return slices.Contains(doubtful, id) }) {
+		for _, w := range m.owners(key, 1, 5, func(id block.WorkerID) bool { return slices.Contains(doubtful, id) }, nil) {
 			got = append(got, w.id)
 		}
 		return got
@@ -335,7 +335,7 @@ func TestSlowWorkerIsPassedOver(t *testing.T) {
 }
 
 func TestSameHostUsesTheSocket(t *testing.T) {
-	boot := bootID()
+	boot := (&Config{}).hostID()
 	if boot == "" {
 		t.Skip("SKIPPED, NOT TESTED: no boot ID")
 	}

@@ -126,5 +126,6 @@ func (d *dir) leaveShare(p *part) {
 	}
 }
 
-// Replica reports whether the file is kept as a replica, or would be.
-func (h *Handle) Replica() bool { return h.p.isReplica() }
+// Replica reports whether the file was acquired as a replica. It is kept as what
+// it was first acquired as.
+func (h *Handle) Replica() bool { return h.replica }

@@ -141,8 +141,8 @@ func TestReplicasSurviveRestart(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if h.Replica() != c.want {
-					t.Errorf("%s is a replica: %v", c.f.Path, h.Replica())
+				if got := h.p.isReplica(); got != c.want {
+					t.Errorf("%s is a replica: %v", c.f.Path, got)
 				}
 				h.Release()
 				mustRead(t, s, c.f, 4)

@@ -21,6 +21,7 @@ func keyDocs() map[string]string {
 		"client.tcp_connections":           "tcp_connections is how many connections a worker on another host gets, unix_connections how many one on this host; they are pipelined. 1 to 64.",
 		"client.unix_connections":          "tcp_connections is how many connections a worker on another host gets, unix_connections how many one on this host; they are pipelined. 1 to 64.",
 		"cluster":                          "What all roles and tools share.",
+		"cluster.host_id":                  "host_id tells this host from others: workers and what reads from them share sockets, descriptors and replicas where it is the same. Empty: the boot ID of the machine. Containers of one machine that share no directories want one of their own each.",
 		"cluster.instance":                 "instance is a name of this process that its metrics carry as the label millrace_instance, where a host has several of a role. Empty: no label.",
 		"cluster.log_level":                "log_level is the least level that is logged: debug, info, warn or error.",
 		"cluster.masters":                  "masters are the gRPC addresses of the masters, HOST:PORT. The environment variable MILLRACE_MASTERS is another name of this key.",
