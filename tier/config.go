@@ -119,12 +119,13 @@ func (c Config) Validate() error {
 	if c.Capacity < minCapacity {
 		add("capacity: %d bytes is less than %d", c.Capacity, minCapacity)
 	}
-	if !(c.FreeShare >= 0 && c.FreeShare <= maxFreeShare) { // a NaN is out of range too
-		add("free_share: %v is out of range [0, %v]", c.FreeShare, maxFreeShare)
+	share := func(field string, v, most float64) {
+		if !(v >= 0 && v <= most) { // a NaN is out of range too
+			add("%s: %v is out of range [0, %v]", field, v, most)
+		}
 	}
-	if !(c.ReplicaShare >= 0 && c.ReplicaShare <= 1) {
-		add("replica_share: %v is out of range [0, 1]", c.ReplicaShare)
-	}
+	share("free_share", c.FreeShare, maxFreeShare)
+	share("replica_share", c.ReplicaShare, 1)
 	switch {
 	case c.Advice != NoAdvice && c.Advice != RistrettoAdvice:
 		add("advice: %q is not one of none, ristretto", c.Advice)
