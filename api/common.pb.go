@@ -85,6 +85,7 @@ type Entry struct {
 	MountId       uint64 `protobuf:"varint,8,opt,name=mount_id,json=mountId,proto3" json:"mount_id,omitempty"`
 	Ticket        []byte `protobuf:"bytes,9,opt,name=ticket,proto3" json:"ticket,omitempty"`                                // an encoded block.Ticket, when asked for
 	CachedBytes   int64  `protobuf:"varint,10,opt,name=cached_bytes,json=cachedBytes,proto3" json:"cached_bytes,omitempty"` // when asked for
+	Spread        bool   `protobuf:"varint,11,opt,name=spread,proto3" json:"spread,omitempty"`                              // no replicas are kept on the hosts that read it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +188,13 @@ func (x *Entry) GetCachedBytes() int64 {
 		return x.CachedBytes
 	}
 	return 0
+}
+
+func (x *Entry) GetSpread() bool {
+	if x != nil {
+		return x.Spread
+	}
+	return false
 }
 
 // UFSMount binds a path of the namespace to an under-store.
@@ -863,7 +871,7 @@ var File_common_proto protoreflect.FileDescriptor
 
 const file_common_proto_rawDesc = "" +
 	"\n" +
-	"\fcommon.proto\x12\vmillrace.v1\"\x95\x02\n" +
+	"\fcommon.proto\x12\vmillrace.v1\"\xad\x02\n" +
 	"\x05Entry\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\fR\x04path\x12)\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x15.millrace.v1.FileTypeR\x04type\x12\x12\n" +
@@ -876,7 +884,8 @@ const file_common_proto_rawDesc = "" +
 	"\bmount_id\x18\b \x01(\x04R\amountId\x12\x16\n" +
 	"\x06ticket\x18\t \x01(\fR\x06ticket\x12!\n" +
 	"\fcached_bytes\x18\n" +
-	" \x01(\x03R\vcachedBytes\"\x8e\x02\n" +
+	" \x01(\x03R\vcachedBytes\x12\x16\n" +
+	"\x06spread\x18\v \x01(\bR\x06spread\"\x8e\x02\n" +
 	"\bUFSMount\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x10\n" +

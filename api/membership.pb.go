@@ -209,6 +209,7 @@ type FindBlocksRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WorkerId      string                 `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"` // who asks; it is not in the answer
 	Blocks        []uint64               `protobuf:"fixed64,2,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`            // location hashes, see ReportBlocksRequest
+	Named         []string               `protobuf:"bytes,3,rep,name=named,proto3" json:"named,omitempty"`                       // workers that are wanted in the answer, whatever they have
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -257,10 +258,17 @@ func (x *FindBlocksRequest) GetBlocks() []uint64 {
 	return nil
 }
 
+func (x *FindBlocksRequest) GetNamed() []string {
+	if x != nil {
+		return x.Named
+	}
+	return nil
+}
+
 type FindBlocksReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Blocks        []*Holders             `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`   // in the order asked
-	Workers       []*Holder              `protobuf:"bytes,2,rep,name=workers,proto3" json:"workers,omitempty"` // all that are named
+	Workers       []*Holder              `protobuf:"bytes,2,rep,name=workers,proto3" json:"workers,omitempty"` // all that are named, those that are alive
 	Others        uint32                 `protobuf:"varint,3,opt,name=others,proto3" json:"others,omitempty"`  // live workers beside who asks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -428,10 +436,11 @@ const file_membership_proto_rawDesc = "" +
 	"\x13ForgetWorkerRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\"<\n" +
 	"\x11ForgetWorkerReply\x12'\n" +
-	"\x0fplacement_epoch\x18\x01 \x01(\x04R\x0eplacementEpoch\"H\n" +
+	"\x0fplacement_epoch\x18\x01 \x01(\x04R\x0eplacementEpoch\"^\n" +
 	"\x11FindBlocksRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x16\n" +
-	"\x06blocks\x18\x02 \x03(\x06R\x06blocks\"\x86\x01\n" +
+	"\x06blocks\x18\x02 \x03(\x06R\x06blocks\x12\x14\n" +
+	"\x05named\x18\x03 \x03(\tR\x05named\"\x86\x01\n" +
 	"\x0fFindBlocksReply\x12,\n" +
 	"\x06blocks\x18\x01 \x03(\v2\x14.millrace.v1.HoldersR\x06blocks\x12-\n" +
 	"\aworkers\x18\x02 \x03(\v2\x13.millrace.v1.HolderR\aworkers\x12\x16\n" +

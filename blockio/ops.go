@@ -16,6 +16,8 @@ type ReadOptions struct {
 	PlacementEpoch uint64 // by which the worker was chosen; 0 is unknown
 	TraceID        uint64 // 0 is none
 	CachedOnly     bool   // fail with errs.NotCached rather than fetch
+	Replica        bool   // have the worker keep a replica, filled from the file's owner
+	ReadThrough    bool   // asked by a worker that fills a replica
 	// Checked fails with errs.Corrupt, once the bytes have arrived, if not all
 	// pages that the read touches are whole and came with their checksum.
 	Checked bool
@@ -29,6 +31,12 @@ func (o *ReadOptions) header(op op, handle uint32, payload []byte) header {
 	}
 	if o.CachedOnly {
 		h.Flags |= flagCachedOnly
+	}
+	if o.Replica {
+		h.Flags |= flagReplica
+	}
+	if o.ReadThrough {
+		h.Flags |= flagReadThrough
 	}
 	return h
 }

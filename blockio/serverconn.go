@@ -389,6 +389,7 @@ func (r *request) prepareRead(b []byte, g block.Geometry) error {
 	r.read = ReadRequest{
 		Priority: h.Priority, PlacementEpoch: h.PlacementEpoch, TraceID: h.TraceID,
 		CachedOnly: h.Flags&flagCachedOnly != 0,
+		Replica:    h.Flags&flagReplica != 0, ReadThrough: h.Flags&flagReadThrough != 0,
 	}
 	return nil
 }

@@ -57,9 +57,11 @@ const noBlock = 0xFFFFFFFF
 // ignored. The high half is critical: a request with an unknown one is
 // refused with errs.Unsupported, a response with one ends the connection.
 const (
+	flagReplica      uint32 = 1 << 0  // keep a replica, filled from the owner
 	flagCachedOnly   uint32 = 1 << 16 // answer from the cache or with errs.NotCached
+	flagReadThrough  uint32 = 1 << 17 // for a replica: fetch as the owner, or answer as to flagCachedOnly
 	criticalFlags    uint32 = 0xFFFF0000
-	requestCritical         = flagCachedOnly
+	requestCritical         = flagCachedOnly | flagReadThrough
 	responseCritical uint32 = 0
 )
 

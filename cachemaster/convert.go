@@ -75,6 +75,7 @@ func (n *namespace) entry(f *file, withTicket bool) (*api.Entry, error) {
 		return nil, errs.E(errs.Invalid, "issue ticket", f.path, err)
 	}
 	e.Type = api.FileType_FILE_TYPE_FILE
+	e.Spread = f.mount.Options[ufs.OptionPlacement] == ufs.PlacementSpread
 	e.Size = f.info.Size
 	e.BlockSize = t.BlockSize
 	if withTicket {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,8 +53,8 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 			c.BlockSize = int64(n)
 		case ufs.OptionFreshness:
 			c.Freshness = fsm.Freshness(value)
-			if c.Freshness != fsm.FreshTTL && c.Freshness != fsm.FreshNever && c.Freshness != fsm.FreshAlways {
-				return nil, bad(key, fmt.Errorf("want %s, %s or %s", fsm.FreshTTL, fsm.FreshNever, fsm.FreshAlways))
+			if err := oneOf(value, string(fsm.FreshTTL), string(fsm.FreshNever), string(fsm.FreshAlways)); err != nil {
+				return nil, bad(key, err)
 			}
 		case ufs.OptionTTL:
 			var err error
@@ -61,10 +62,14 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 				return nil, bad(key, err)
 			}
 		case ufs.OptionVerify: // for the workers
-			if value != ufs.VerifyOnce && value != ufs.VerifyAlways {
-				return nil, bad(key, fmt.Errorf("want %s or %s", ufs.VerifyOnce, ufs.VerifyAlways))
+			if err := oneOf(value, ufs.VerifyOnce, ufs.VerifyAlways); err != nil {
+				return nil, bad(key, err)
 			}
-		case ufs.OptionPlacement, ufs.OptionWholeFileLimit:
+		case ufs.OptionPlacement: // for the clients
+			if err := oneOf(value, ufs.PlacementLocal, ufs.PlacementSpread); err != nil {
+				return nil, bad(key, err)
+			}
+		case ufs.OptionWholeFileLimit:
 			return nil, errs.E(errs.Unsupported, "add under-store", p, fmt.Errorf("option %q is not offered by this release", key))
 		}
 	}
@@ -72,6 +77,13 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 		return nil, bad(ufs.OptionTTL, fmt.Errorf("it is of freshness %s alone, not of %s", fsm.FreshTTL, c.Freshness))
 	}
 	return c, nil
+}
+
+func oneOf(value string, known ...string) error {
+	if slices.Contains(known, value) {
+		return nil
+	}
+	return fmt.Errorf("want one of %s", strings.Join(known, ", "))
 }
 
 func parseTTL(value string) (millis int64, err error) {

@@ -65,30 +65,38 @@ const (
 
 // FindBlocks implements api.LocationServiceServer.
 func (s *locationService) FindBlocks(_ context.Context, r *api.FindBlocksRequest) (*api.FindBlocksReply, error) {
-	if n := len(r.GetBlocks()); n > maxFound {
+	if n := max(len(r.GetBlocks()), len(r.GetNamed())); n > maxFound {
 		return nil, errs.E(errs.Invalid, "find blocks", "", fmt.Errorf("%d of them, at most %d are allowed", n, maxFound))
 	}
 	reply := &api.FindBlocksReply{
 		Blocks: make([]*api.Holders, 0, len(r.GetBlocks())), Others: s.m.members.others(r.GetWorkerId()),
 	}
 	named := make(map[block.WorkerID]uint32)
+	name := func(id block.WorkerID) (at uint32, ok bool) {
+		if at, ok = named[id]; ok {
+			return at, true
+		}
+		addresses := s.m.members.live(string(id))
+		if addresses == nil {
+			return 0, false
+		}
+		at = uint32(len(reply.GetWorkers()))
+		named[id] = at
+		reply.Workers = append(reply.Workers, &api.Holder{Id: string(id), Addresses: addresses})
+		return at, true
+	}
+	for _, id := range r.GetNamed() {
+		name(block.WorkerID(id))
+	}
 	for _, hash := range r.GetBlocks() {
 		found := &api.Holders{}
 		for _, l := range s.m.blocks.Locations(hash) {
 			if !l.Whole || string(l.Worker) == r.GetWorkerId() || len(found.GetWorkers()) == maxHolders {
 				continue
 			}
-			at, ok := named[l.Worker]
-			if !ok {
-				addresses := s.m.members.live(string(l.Worker))
-				if addresses == nil {
-					continue
-				}
-				at = uint32(len(reply.GetWorkers()))
-				named[l.Worker] = at
-				reply.Workers = append(reply.Workers, &api.Holder{Id: string(l.Worker), Addresses: addresses})
+			if at, ok := name(l.Worker); ok {
+				found.Workers = append(found.Workers, at)
 			}
-			found.Workers = append(found.Workers, at)
 		}
 		reply.Blocks = append(reply.Blocks, found)
 	}

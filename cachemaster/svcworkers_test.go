@@ -116,6 +116,11 @@ func TestFindBlocks(t *testing.T) {
 	if r.GetOthers() != 1 {
 		t.Errorf("a is told of %d other live workers, want b", r.GetOthers())
 	}
+	// Those that are wanted by name, if they are alive.
+	r, err = locations.FindBlocks(t.Context(), &api.FindBlocksRequest{WorkerId: "a", Named: []string{"b", "unheard", "unknown"}})
+	if err != nil || len(r.GetWorkers()) != 1 || r.GetWorkers()[0].GetId() != "b" {
+		t.Errorf("asked for b and for workers that are not alive, the master names %v: %v", r.GetWorkers(), err)
+	}
 	_, err = locations.FindBlocks(t.Context(), &api.FindBlocksRequest{Blocks: make([]uint64, maxFound+1)})
 	wantKind(t, "too many at a time", err, errs.Invalid)
 }

@@ -44,9 +44,10 @@ func TestAddUFS(t *testing.T) {
 		{"unknown option", "/n", "mem://b", map[string]string{"shape": "red"}, errs.Invalid, `option "shape" is unknown`},
 		{"bad block size", "/n", "mem://b", map[string]string{"block_size": "100KiB"}, errs.Invalid, "block_size"},
 		{"bad freshness", "/n", "mem://b", map[string]string{"freshness": "often"}, errs.Invalid, "freshness"},
+		{"bad placement", "/n", "mem://b", map[string]string{"placement": "near"}, errs.Invalid, "placement"},
 		{"bad ttl", "/n", "mem://b", map[string]string{"ttl": "soon"}, errs.Invalid, "ttl"},
 		{"ttl beside freshness", "/n", "mem://b", map[string]string{"ttl": "1s", "freshness": "never"}, errs.Invalid, "ttl"},
-		{"not offered", "/n", "mem://b", map[string]string{"placement": "local"}, errs.Unsupported, "placement"},
+		{"not offered", "/n", "mem://b", map[string]string{"whole_file_limit": "1MiB"}, errs.Unsupported, "whole_file_limit"},
 	} {
 		_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(tc.path), Uri: tc.uri, Options: tc.options})
 		wantKind(t, tc.name, err, tc.kind)
@@ -111,7 +112,7 @@ func TestStoreIsOpenedOnce(t *testing.T) {
 func TestGenericOptions(t *testing.T) {
 	t.Parallel()
 	c := start(t, t.TempDir(), map[string]*memStore{"s": newMemStore(nil)}, testConfig())
-	values := map[string]string{ufs.OptionFreshness: "never", ufs.OptionTTL: "5s", ufs.OptionVerify: ufs.VerifyAlways}
+	values := map[string]string{ufs.OptionFreshness: "never", ufs.OptionTTL: "5s", ufs.OptionVerify: ufs.VerifyAlways, ufs.OptionPlacement: ufs.PlacementSpread}
 	for _, key := range ufs.GenericOptions() {
 		value, ok := values[key]
 		if !ok {
@@ -121,7 +122,7 @@ func TestGenericOptions(t *testing.T) {
 			Path: []byte("/" + key), Uri: "mem://s", Options: map[string]string{key: value},
 		})
 		switch key {
-		case ufs.OptionPlacement, ufs.OptionWholeFileLimit:
+		case ufs.OptionWholeFileLimit:
 			wantKind(t, key, err, errs.Unsupported)
 		default:
 			if err != nil || r.GetMount().GetOptions()[key] != value {

@@ -27,8 +27,9 @@
 //     pages, are filled into the tier, at first or second hand, and at second
 //     hand only with their checksum; a fetch that fails leaves the pages before
 //     the failure and nothing else.
-//   - A worker that is asked by another one answers from its cache or says no:
-//     nobody waits for a worker that waits for a third one.
+//   - A worker that is asked by another one answers from its cache or says no,
+//     unless it owns the file and is asked to fetch it for a replica
+//     (replica.go): nobody waits for a worker that waits for a third one.
 //   - What cannot be kept (no room, an unsettled version) is served all the
 //     same, from memory of bounded size, and shared by who reads it meanwhile.
 //   - Bytes in flight from all under-stores, requests in flight to each, pins

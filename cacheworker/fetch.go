@@ -141,6 +141,7 @@ func (f *fetcher) join(ctx context.Context, t *block.Ticket, h *tier.Handle, pag
 	}
 	fctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	fl := newFlight(page, end, u, cancel)
+	fl.replica = h.Replica()
 	f.flights[t.FileID] = append(f.flights[t.FileID], fl)
 	f.crew.do(func() { f.fly(fctx, t, fl) })
 	return fl, nil
@@ -180,7 +181,7 @@ func (f *fetcher) fly(ctx context.Context, t *block.Ticket, fl *flight) {
 // welcome counts pages that were fetched ahead of their reader as used, so
 // that they are not evicted as the newest that nobody read.
 func (f *fetcher) welcome(t *block.Ticket, fl *flight) {
-	if h, err := f.tier.Acquire(tier.FileOf(t), t.Geometry().PagesExtent(fl.first, fl.end)); err == nil {
+	if h, err := f.tier.Acquire(fileOf(t, fl.replica), t.Geometry().PagesExtent(fl.first, fl.end)); err == nil {
 		h.Release()
 	}
 }
@@ -207,7 +208,7 @@ func (f *fetcher) fetch(ctx context.Context, t *block.Ticket, fl *flight) error 
 	}
 	defer leave()
 
-	h, err := f.tier.Acquire(tier.FileOf(t), e)
+	h, err := f.tier.Acquire(fileOf(t, fl.replica), e)
 	if err != nil {
 		return &unkeptError{err}
 	}

@@ -10,6 +10,7 @@ import (
 // who wait for any of them. Pages arrive in ascending order.
 type flight struct {
 	first, end int64        // pages
+	replica    bool         // for pages that another worker owns
 	urgent     atomic.Int32 // of the most urgent who waits; an urgency
 	cancel     context.CancelFunc
 

@@ -3,6 +3,7 @@ package cacheworker
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,6 +49,7 @@ type locator struct {
 // question is what is asked of a master at a time.
 type question struct {
 	hashes []uint64
+	named  []string // workers whose addresses are wanted
 	done   chan struct{}
 	reply  *api.FindBlocksReply // nil if there is none; written before done
 }
@@ -56,36 +58,41 @@ func newLocator(masters func() []finder, self block.WorkerID, timeout time.Durat
 	return &locator{masters: masters, self: self, timeout: timeout, log: log, turn: make(chan struct{}, 1)}
 }
 
-// find returns live workers that should have all of a block. epoch is that of
-// the placement: a new one may be a new worker's.
-func (l *locator) find(ctx context.Context, k block.Key, epoch uint64) []*api.Holder {
-	q, at, mine := l.join(k.LocationHash(), epoch)
+// find returns live workers that should have all of a block, without owner; and
+// that one, unless it is "" or not alive. epoch is that of the placement: a new
+// one may be a new worker's.
+func (l *locator) find(ctx context.Context, k block.Key, epoch uint64, owner block.WorkerID) (found []*api.Holder, owning *api.Holder) {
+	q, at, mine := l.join(k.LocationHash(), epoch, owner)
 	switch {
 	case q == nil:
-		return nil
+		return nil, nil
 	case mine:
 		l.ask(ctx, q, epoch)
 	default:
 		select {
 		case <-q.done:
 		case <-ctx.Done():
-			return nil
+			return nil, nil
+		}
+	}
+	if owner != "" {
+		if i := slices.IndexFunc(q.reply.GetWorkers(), func(h *api.Holder) bool { return h.GetId() == string(owner) }); i >= 0 {
+			owning = q.reply.GetWorkers()[i]
 		}
 	}
 	if at >= len(q.reply.GetBlocks()) {
-		return nil
+		return nil, owning
 	}
-	var found []*api.Holder
 	for _, i := range q.reply.GetBlocks()[at].GetWorkers() {
-		if int(i) < len(q.reply.GetWorkers()) {
+		if int(i) < len(q.reply.GetWorkers()) && q.reply.GetWorkers()[i] != owning {
 			found = append(found, q.reply.GetWorkers()[i])
 		}
 	}
-	return found
+	return found, owning
 }
 
 // join enters a block in the next question. mine is true for who is to ask it.
-func (l *locator) join(hash, epoch uint64) (q *question, at int, mine bool) {
+func (l *locator) join(hash, epoch uint64, owner block.WorkerID) (q *question, at int, mine bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if epoch == l.epoch && time.Now().Before(l.quiet) {
@@ -95,6 +102,9 @@ func (l *locator) join(hash, epoch uint64) (q *question, at int, mine bool) {
 		l.next, mine = &question{done: make(chan struct{})}, true
 	}
 	l.next.hashes = append(l.next.hashes, hash)
+	if owner != "" && !slices.Contains(l.next.named, string(owner)) {
+		l.next.named = append(l.next.named, string(owner))
+	}
 	return l.next, len(l.next.hashes) - 1, mine
 }
 
@@ -119,7 +129,7 @@ func (l *locator) ask(ctx context.Context, q *question, epoch uint64) {
 	master := masters[first%len(masters)]
 	within, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	reply, err := master.FindBlocks(within, &api.FindBlocksRequest{WorkerId: string(l.self), Blocks: q.hashes})
+	reply, err := master.FindBlocks(within, &api.FindBlocksRequest{WorkerId: string(l.self), Blocks: q.hashes, Named: q.named})
 	if ctx.Err() != nil {
 		return // which says nothing about the master
 	}

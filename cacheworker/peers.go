@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"millrace/api"
@@ -31,7 +32,9 @@ const (
 // peers has pages from other workers that cache them: what was cached before
 // a worker joined or another was drained comes from there, not from the
 // under-store. They are asked for what they have and no more (CACHED_ONLY), so
-// that nobody waits for a worker that itself waits for another one. Whatever
+// that nobody waits for a worker that itself waits for another one. Replicas
+// come from the owner of the file, which asks the under-store for what it does
+// not have (READ_THROUGH) and no worker that does the same. Whatever
 // goes wrong, the under-store is asked; a worker that has nothing says so at
 // once.
 type peers struct {
@@ -42,6 +45,7 @@ type peers struct {
 	timeout  time.Duration // of one request for chunkSize bytes, connecting included
 	config   blockio.ClientConfig
 	epoch    func() uint64 // of the placement
+	owner    func(*block.Ticket) block.WorkerID
 	counters *counters
 	log      *slog.Logger
 
@@ -71,6 +75,7 @@ func newPeers(cfg Config, w *Worker) *peers {
 		tier:    w.tier, gate: w.fetcher.inflight, share: &share{most: int64(cfg.FetchConcurrency)},
 		timeout: cfg.PeerTimeout.Std(), config: config,
 		epoch:    func() uint64 { return w.placement.Load().GetEpoch() },
+		owner:    w.owner,
 		counters: w.counters, log: w.log, known: make(map[block.WorkerID]*peer),
 	}
 }
@@ -84,11 +89,19 @@ func (p *peers) fill(ctx context.Context, t *block.Ticket, fl *flight) (next int
 		_, end := geo.PageRange(geo.Block(index))
 		end = min(end, fl.end)
 		key := block.Key{File: t.FileID, Index: uint32(index)}
-		holders := p.locator.find(ctx, key, p.epoch())
+		var owner block.WorkerID
+		if fl.replica {
+			owner = p.owner(t)
+		}
+		holders, owning := p.find(ctx, key, owner)
 		rand.Shuffle(len(holders), func(i, j int) { holders[i], holders[j] = holders[j], holders[i] })
-		for _, holder := range holders[:min(len(holders), peerTries)] {
+		holders = holders[:min(len(holders), peerTries)]
+		if owning != nil { // which has it in the end, and asks the under-store once for all
+			holders = slices.Insert(holders, 0, owning)
+		}
+		for _, holder := range holders {
 			var err error
-			if next, err = p.have(ctx, holder, t, next, end, fl); next == end {
+			if next, err = p.have(ctx, holder, t, next, end, fl, holder == owning); next == end {
 				break
 			}
 			if _, unkept := errors.AsType[*unkeptError](err); unkept || ctx.Err() != nil {
@@ -102,10 +115,11 @@ func (p *peers) fill(ctx context.Context, t *block.Ticket, fl *flight) (next int
 	return next
 }
 
-// have fills the pages [first, end), of one block, from one worker.
-func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, first, end int64, fl *flight) (next int64, err error) {
+// have fills the pages [first, end), of one block, from one worker: what it
+// caches, or through it what it does not.
+func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, first, end int64, fl *flight, through bool) (next int64, err error) {
 	e := t.Geometry().PagesExtent(first, end)
-	h, err := p.tier.Acquire(tier.FileOf(t), e)
+	h, err := p.tier.Acquire(fileOf(t, fl.replica), e)
 	if err != nil {
 		return first, &unkeptError{err}
 	}
@@ -120,7 +134,8 @@ func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, fir
 	}
 	defer p.gate.leave(p.share, e.Length)
 
-	next, err = p.receive(ctx, from, t, fl, first, end, func(page int64, data []byte) error {
+	read := reading{p: p, from: from, t: t, urgent: &fl.urgent, through: through}
+	next, err = p.receive(ctx, &read, first, end, func(page int64, data []byte) error {
 		if !h.Has(page) {
 			if _, err := room.Fill(page, data); err != nil {
 				return &unkeptError{err}
@@ -129,28 +144,19 @@ func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, fir
 		fl.publish(page + 1)
 		return nil
 	})
-	p.counters.peerBytes.Add(t.Geometry().PagesExtent(first, next).Length)
-	switch {
-	case err == nil:
-		p.counters.peerServed.Add(1)
-	case errors.Is(err, errs.NotCached):
-		p.counters.peerMissing.Add(1)
-	default:
-		p.counters.peerFailed.Add(1)
-		p.log.Debug("having pages from another worker", "worker", from.GetId(), "path", t.Path, "err", err)
-	}
+	p.count(from, t, t.Geometry().PagesExtent(first, next).Length, err)
 	return next, err
 }
 
 // receive passes the pages [first, end) to take as they come, and returns the
-// first one that it did not pass.
-func (p *peers) receive(ctx context.Context, from *api.Holder, t *block.Ticket, fl *flight, first, end int64, take func(page int64, data []byte) error) (int64, error) {
+// first one that it did not pass. The reading is over then.
+func (p *peers) receive(ctx context.Context, read *reading, first, end int64, take func(page int64, data []byte) error) (int64, error) {
 	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
 	if !ok {
 		return first, errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
 	}
 	defer chunkBuffers.Put(buf)
-	geo, read := t.Geometry(), reading{p: p, from: from, t: t, fl: fl}
+	geo := read.t.Geometry()
 	defer read.close()
 	for first < end {
 		last := min(first+chunkSize/block.PageSize, end)
@@ -170,17 +176,22 @@ func (p *peers) receive(ctx context.Context, from *api.Holder, t *block.Ticket, 
 
 // reading is a file that is read from another worker.
 type reading struct {
-	p      *peers
-	from   *api.Holder
-	t      *block.Ticket
-	fl     *flight       // for which it is read
-	conn   *blockio.Conn // nil before the first read
-	handle uint32
+	p       *peers
+	from    *api.Holder
+	t       *block.Ticket
+	urgent  *atomic.Int32 // an urgency
+	through bool          // it reads through what it does not have
+	conn    *blockio.Conn // nil before the first read
+	handle  uint32
 }
 
 // at fills b with checked bytes, in the time for one request.
 func (r *reading) at(ctx context.Context, b []byte, off int64) error {
-	within, cancel := context.WithTimeout(ctx, r.p.timeout)
+	timeout := r.p.timeout
+	if r.through {
+		timeout *= throughPatience
+	}
+	within, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := r.readAt(within, b, off)
 	if ctx.Err() == nil {
@@ -190,8 +201,8 @@ func (r *reading) at(ctx context.Context, b []byte, off int64) error {
 }
 
 func (r *reading) readAt(ctx context.Context, b []byte, off int64) error {
-	o := blockio.ReadOptions{CachedOnly: true, Checked: true, PlacementEpoch: r.p.epoch()}
-	if urgency(r.fl.urgent.Load()) >= urgentLoad {
+	o := blockio.ReadOptions{CachedOnly: !r.through, ReadThrough: r.through, Checked: true, PlacementEpoch: r.p.epoch()}
+	if urgency(r.urgent.Load()) >= urgentLoad {
 		o.Priority = blockio.PriorityLoad
 	}
 	if r.conn != nil {

@@ -238,7 +238,7 @@ func TestLocatorBatches(t *testing.T) {
 		var g sync.WaitGroup
 		ask := func(i int) {
 			g.Go(func() {
-				got := l.find(t.Context(), key(i), 1)
+				got, _ := l.find(t.Context(), key(i), 1, "")
 				if len(got) != 1 || got[0].GetId() != fmt.Sprint(key(i).LocationHash()) {
 					t.Errorf("block %d is at %v", i, got)
 				}
@@ -295,7 +295,7 @@ func TestLocatorAsksWhoAnswers(t *testing.T) {
 		} {
 			time.Sleep(step.after)
 			alone = step.alone
-			holders := l.find(t.Context(), key(0), step.epoch)
+			holders, _ := l.find(t.Context(), key(0), step.epoch, "")
 			if asked != [2]int{step.bad, step.good} || (len(holders) == 1) != step.wantHolder {
 				t.Errorf("step %d: asked %v, holders %v", i, asked, holders)
 			}

@@ -74,7 +74,11 @@ func (f *openFile) Close() error {
 
 // Read implements blockio.File.
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
-	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly, verify: f.verifies()}
+	r := reader{
+		w: f.w, t: f.t, geo: f.t.Geometry(), to: to, verify: f.verifies(),
+		replica: f.w.asReplica(f.t, req), forWorker: forWorker(req),
+		cachedOnly: req.CachedOnly || req.ReadThrough && f.w.owner(f.t) != f.w.ID(),
+	}
 	switch req.Priority {
 	case blockio.PriorityRead:
 	case blockio.PriorityLoad:
@@ -85,9 +89,9 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 	if req.Extent.Intersect(r.geo.Whole()) != req.Extent && !req.Extent.IsEmpty() {
 		return errs.E(errs.Invalid, "read", f.t.Path, fmt.Errorf("%v is not in the file of %d bytes", req.Extent, f.t.Length))
 	}
-	if !req.CachedOnly && !f.t.Unsettled {
+	if !r.cachedOnly && !f.t.Unsettled {
 		for _, e := range req.Ahead { // what misses of many ranges comes at the same time
-			f.w.begin(ctx, f.t, e, r.urgent)
+			f.w.begin(ctx, f.t, r.replica, e, r.urgent)
 		}
 	}
 	for rest := req.Extent; !rest.IsEmpty(); {
@@ -104,7 +108,7 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 // served counts bytes that were sent. What another worker asked for, that one
 // serves and counts.
 func (f *openFile) served(req blockio.ReadRequest, n int64) {
-	if req.CachedOnly {
+	if forWorker(req) {
 		f.w.counters.peerSent.Add(n)
 	} else {
 		f.w.counters.bytesServed.Add(n)
@@ -149,19 +153,19 @@ func (f *openFile) SendNow(ctx context.Context, req blockio.ReadRequest, to bloc
 // sequential reader will want.
 func (f *openFile) hit(ctx context.Context, req blockio.ReadRequest, pages int64) {
 	f.served(req, req.Extent.Length)
-	if req.CachedOnly {
+	if forWorker(req) {
 		return
 	}
 	f.w.counters.pageHits.Add(pages)
 	if ahead := f.next(req, req.Extent, block.Extent{}); !ahead.IsEmpty() {
-		f.w.begin(ctx, f.t, ahead, urgentAhead)
+		f.w.begin(ctx, f.t, f.w.asReplica(f.t, req), ahead, urgentAhead)
 	}
 }
 
 // next returns what to fetch ahead of a piece: what the same request wants
 // next, and what a sequential reader will.
 func (f *openFile) next(req blockio.ReadRequest, piece, rest block.Extent) block.Extent {
-	if req.CachedOnly || f.t.Unsettled {
+	if forWorker(req) || f.t.Unsettled {
 		return block.Extent{Offset: piece.End()}
 	}
 	e := f.ahead.note(piece, f.t.Length)
@@ -180,6 +184,8 @@ type reader struct {
 	to         blockio.Responder
 	urgent     urgency
 	cachedOnly bool
+	forWorker  bool
+	replica    bool // it is kept as one
 	verify     bool
 	corrupt    int // damaged pages met
 }
@@ -205,7 +211,7 @@ func (r *reader) piece(ctx context.Context, e, ahead block.Extent) error {
 // pinned serves e under one handle of the tier, and returns how many bytes it
 // served.
 func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) (int64, error) {
-	h, err := r.w.tier.Acquire(tier.FileOf(r.t), e)
+	h, err := r.w.tier.Acquire(fileOf(r.t, r.replica), e)
 	if err != nil {
 		return 0, err
 	}
@@ -215,7 +221,7 @@ func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) 
 	}
 	first, end := r.geo.PageRange(e)
 	missing := pagesIn(h.Missing())
-	if count && !r.cachedOnly {
+	if count && !r.forWorker {
 		r.w.counters.pageHits.Add(end - first - missing)
 		r.w.counters.pageMisses.Add(missing)
 	}
@@ -229,7 +235,7 @@ func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) 
 		}
 	}
 	if !ahead.IsEmpty() {
-		r.w.begin(ctx, r.t, ahead, urgentAhead)
+		r.w.begin(ctx, r.t, r.replica, ahead, urgentAhead)
 	}
 	reached, err := r.walk(ctx, h, e)
 	return max(r.geo.PagesExtent(0, reached).Length-e.Offset, 0), err
@@ -306,10 +312,17 @@ func dropped(err error) bool {
 	return errors.Is(err, errs.Corrupt) || errors.Is(err, errs.NotCached)
 }
 
-// direct answers with the bytes e from the under-store.
+// direct answers with the bytes e without keeping them: of a replica from the
+// owner, else, and where that does not answer, from the under-store.
 func (r *reader) direct(ctx context.Context, e block.Extent) error {
 	if r.cachedOnly {
 		return errs.NotCached
+	}
+	if r.replica {
+		n, err := r.w.fetcher.peers.pass(ctx, r.t, e, r.urgent, r.to.Write)
+		if e = (block.Extent{Offset: e.Offset + n, Length: e.Length - n}); err != nil || e.IsEmpty() {
+			return err
+		}
 	}
 	return r.w.fetcher.unkept(ctx, r.t, e, r.to.Write)
 }
@@ -405,11 +418,11 @@ func (s *pageSums) tell(to blockio.Responder, first int64) {
 
 // begin starts to fetch what is missing of e. What cannot be started is left
 // to the reads that come for it.
-func (w *Worker) begin(ctx context.Context, t *block.Ticket, e block.Extent, u urgency) {
+func (w *Worker) begin(ctx context.Context, t *block.Ticket, replica bool, e block.Extent, u urgency) {
 	if e.IsEmpty() {
 		return
 	}
-	h, err := w.tier.Acquire(tier.FileOf(t), e)
+	h, err := w.tier.Acquire(fileOf(t, replica), e)
 	if err != nil {
 		w.log.Debug("reading ahead", "path", t.Path, "err", err)
 		return

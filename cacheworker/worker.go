@@ -64,7 +64,8 @@ type Worker struct {
 	masters   *masterSet
 
 	placement atomic.Pointer[api.Placement]
-	isKnown   atomic.Bool // to the cluster
+	placed    atomic.Pointer[block.Placement] // the same
+	isKnown   atomic.Bool                     // to the cluster
 	// refusal is why the worker cannot join the cluster of the master that it
 	// last heard of; nil if it can.
 	refusal    atomic.Pointer[error]
@@ -374,6 +375,7 @@ func (w *Worker) adopt(clusterID string, mounts *api.Mounts, p *api.Placement) e
 	}
 	if p.GetEpoch() > w.placement.Load().GetEpoch() {
 		w.placement.Store(p)
+		w.placed.Store(placementOf(p))
 		w.data.SetPlacementEpoch(p.GetEpoch())
 	}
 	if mounts == nil {

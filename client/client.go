@@ -89,7 +89,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		return nil, errs.E(errs.Exists, "client metrics", "", err)
 	}
 	c.masters = newMasters(&c.cfg)
-	c.workers = newWorkers(&c.cfg, bootID(), log)
+	c.workers = newWorkers(&c.cfg, cfg.hostID(), log)
 	c.members = newMembers(c.masters, log, c.workers.keep)
 
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -101,9 +101,12 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	return c, nil
 }
 
-// bootID returns the boot ID of this host, "" if it has none: then no worker
-// counts as local.
-func bootID() string {
+// hostID returns what tells this host from others, its boot ID where nothing
+// else is set; "" if it has none: then no worker counts as local.
+func (c *Config) hostID() string {
+	if c.HostID != "" {
+		return c.HostID
+	}
 	b, err := os.ReadFile(bootIDFile)
 	if err != nil {
 		return ""

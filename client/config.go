@@ -14,6 +14,9 @@ type Config struct {
 	// Masters are the gRPC addresses of the masters, HOST:PORT. One that
 	// answers is enough; the leader is found through it.
 	Masters []string `toml:"-"`
+	// HostID tells the host of this process from others: a worker that says the
+	// same is of this host. "" is the boot ID of the machine.
+	HostID string `toml:"-"`
 
 	// CallTimeout bounds one attempt at a master.
 	CallTimeout size.Duration `toml:"call_timeout"`

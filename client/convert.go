@@ -36,6 +36,7 @@ func entryOf(e *api.Entry, validMS int64, asked time.Time) (*Entry, error) {
 			e.GetType(), len(e.GetFileId()), out.Size))
 	}
 	out.Tag, out.BlockSize, out.MountID = string(e.GetTag()), e.GetBlockSize(), e.GetMountId()
+	out.Spread = e.GetSpread()
 	copy(out.FileID[:], e.GetFileId())
 	if len(e.GetTicket()) == 0 {
 		return out, nil

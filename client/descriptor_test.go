@@ -33,7 +33,7 @@ type localWorker struct {
 // newLocalCluster is a cluster whose one worker is on this host.
 func newLocalCluster(t *testing.T) (*cluster, *localWorker) {
 	t.Helper()
-	boot := bootID()
+	boot := (&Config{}).hostID()
 	if boot == "" {
 		t.Skip("SKIPPED: this host has no boot ID")
 	}

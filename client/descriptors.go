@@ -248,7 +248,7 @@ func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
 	if err != nil {
 		return err
 	}
-	owners := m.owners(block.Key{File: f.entry.FileID}, f.entry.Size, f.c.cfg.Owners, never)
+	owners := f.owners(m, block.Key{File: f.entry.FileID}, never)
 	for i := range owners {
 		w := &owners[i]
 		if !f.c.workers.sameHost(w) {

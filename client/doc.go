@@ -6,7 +6,8 @@
 // followed through their answers. Bytes come from the workers over blockio,
 // on a few pipelined connections for each worker, through its Unix socket
 // when it is on this host. Which worker is asked is computed from the
-// placement that a membership stream delivers; when a worker cannot answer,
+// placement that a membership stream delivers: the owner of a block, or before
+// it the worker of this host, which keeps a replica; when a worker cannot answer,
 // the next owner is asked, which reads through to the under-store. One that
 // failed is tried last for a while (doubt.go), and beside one that is slow
 // against its history (history.go) the next owner is asked too (hedge.go).

@@ -254,13 +254,24 @@ type route struct {
 	to    *member // nil if nobody who is believed to answer owns it
 }
 
+// owners returns who to ask for a block, best first: its owners, and before
+// them the worker of this host that is to keep a file as a replica, if it is one
+// that is placed whole.
+func (f *File) owners(m *membership, key block.Key, doubtful func(block.WorkerID) bool) []member {
+	here := f.c.workers.local
+	if f.entry.Spread || f.ticket.Load().Unsettled || !m.placement.PlacesWhole(f.entry.Size) {
+		here = nil
+	}
+	return m.owners(key, f.entry.Size, f.c.cfg.Owners, doubtful, here)
+}
+
 // route returns the first owner of a block; nil if it should not be asked.
 func (f *File) route(m *membership, key block.Key) *member {
 	if r := f.routed.Load(); r != nil && r.at == m && r.index == key.Index {
 		return r.to
 	}
 	r := &route{at: m, index: key.Index}
-	if owners := m.owners(key, f.entry.Size, f.c.cfg.Owners, never); len(owners) > 0 && owners[0].believed() {
+	if owners := f.owners(m, key, never); len(owners) > 0 && owners[0].believed() {
 		r.to = &owners[0]
 	}
 	f.routed.Store(r)
@@ -290,7 +301,7 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 		if err != nil {
 			return errors.Join(err, last)
 		}
-		owners := m.owners(key, f.entry.Size, c.cfg.Owners, c.workers.doubtful)
+		owners := f.owners(m, key, c.workers.doubtful)
 		if len(owners) == 0 {
 			last = errs.E(errs.Unavailable, "", "", errors.New("no worker is registered"))
 		}
@@ -369,7 +380,7 @@ func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Tic
 	if watched {
 		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off}, until)
 	}
-	err = f.c.workers.readAt(a, x, t, p, off, m.placement.Epoch) //nolint:contextcheck // a is made of ctx
+	err = f.c.workers.readAt(a, x, t, p, off, m.placement.Epoch, w.replica) //nolint:contextcheck // a is made of ctx
 	if watched {
 		err = a.settle(err)
 	}

@@ -120,7 +120,7 @@ func (t *attempt) late() {
 
 	x, err := r.f.c.workers.get(to)
 	if err == nil {
-		err = r.f.c.workers.readAt(second, x, r.t, h.buf, r.off, epoch)
+		err = r.f.c.workers.readAt(second, x, r.t, h.buf, r.off, epoch, to.replica)
 	}
 	if h.err = err; err == nil {
 		t.cancel(errOutrun)
@@ -166,7 +166,7 @@ func (f *File) second(key block.Key, slow block.WorkerID) (*member, uint64) {
 	if m == nil {
 		return nil, 0
 	}
-	owners := m.owners(key, f.entry.Size, f.c.cfg.Owners, f.c.workers.doubtful)
+	owners := f.owners(m, key, f.c.workers.doubtful)
 	for i := range owners {
 		if w := &owners[i]; w.id != slow && w.believed() && !f.c.workers.doubtful(w.id) {
 			return w, m.placement.Epoch

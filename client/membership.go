@@ -22,6 +22,8 @@ type member struct {
 	unix   string // path of its socket, on the host of boot
 	bootID string
 	state  string // "live", "suspect", "lost", "draining"
+	// replica says that it is to keep a replica of what it is asked for.
+	replica bool
 }
 
 // believed reports whether the masters expect the worker to answer.
@@ -50,11 +52,17 @@ func membershipOf(m *api.Membership) *membership {
 }
 
 // owners returns who to ask for a block, best first: the owners in the order
-// of placement, those that are believed to answer before the others.
-func (m *membership) owners(k block.Key, length int64, n int, doubtful func(block.WorkerID) bool) []member {
-	ids := m.placement.Owners(k, length, n)
-	list := make([]member, 0, len(ids))
-	for _, id := range ids {
+// of placement, those that are believed to answer before the others. Where here
+// is not nil and none of the workers that it says are of this host is the first
+// owner, the best of them comes before all others, to keep a replica.
+func (m *membership) owners(k block.Key, length int64, n int, doubtful func(block.WorkerID) bool, here func(*member) bool) []member {
+	most := n
+	if here != nil {
+		most = max(n, len(m.placement.Workers))
+	}
+	ids := m.placement.Owners(k, length, most)
+	list := make([]member, 0, n+1)
+	for _, id := range ids[:min(n, len(ids))] {
 		if w, ok := m.members[id]; ok {
 			list = append(list, w)
 		}
@@ -70,6 +78,21 @@ func (m *membership) owners(k block.Key, length int64, n int, doubtful func(bloc
 		return r
 	}
 	slices.SortStableFunc(list, func(a, b member) int { return rank(a) - rank(b) })
+	if here == nil {
+		return list
+	}
+	for i, id := range ids {
+		w, ok := m.members[id]
+		switch {
+		case !ok || !here(&w):
+		case i == 0:
+			return list
+		case rank(w) == 0:
+			list = slices.DeleteFunc(list, func(o member) bool { return o.id == id })
+			w.replica = true
+			return slices.Insert(list, 0, w)
+		}
+	}
 	return list
 }
 

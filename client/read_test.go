@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -180,7 +181,7 @@ func TestOrderOfOwners(t *testing.T) {
 	}
 	ids := func(doubtful ...block.WorkerID) []block.WorkerID {
 		var got []block.WorkerID
-		for _, w := range m.owners(key, 1, 5, func(id block.WorkerID) bool { return slices.Contains(doubtful, id) }) {
+		for _, w := range m.owners(key, 1, 5, func(id block.WorkerID) bool { return slices.Contains(doubtful, id) }, nil) {
 			got = append(got, w.id)
 		}
 		return got
@@ -193,6 +194,58 @@ func TestOrderOfOwners(t *testing.T) {
 	want := []block.WorkerID{order[2], order[3], order[1], order[0]}
 	if diff := cmp.Diff(want, ids(order[0])); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestReplicaComesFirst: the best worker of this host is asked before the
+// owners, to keep a replica, unless the first owner is one of this host, and as
+// long as it is likely to answer.
+func TestReplicaComesFirst(t *testing.T) {
+	m := membershipOf(&api.Membership{Placement: &api.Placement{Workers: []*api.PlacedWorker{
+		{Id: "a", Weight: 1}, {Id: "b", Weight: 1}, {Id: "c", Weight: 1}, {Id: "d", Weight: 1},
+	}}})
+	key := block.Key{File: block.FileID{3}}
+	order := m.placement.Owners(key, 1, 4)
+	for _, id := range order {
+		m.members[id] = member{id: id, state: "live"}
+	}
+	for name, tc := range map[string]struct {
+		here     []int // in order
+		doubtful []int
+		lost     int
+		want     []int
+		replica  bool
+	}{
+		"nobody is here":          {nil, nil, -1, []int{0, 1}, false},
+		"the owner is here":       {[]int{0, 3}, nil, -1, []int{0, 1}, false},
+		"the last is here":        {[]int{3}, nil, -1, []int{3, 0, 1}, true},
+		"the second owner is":     {[]int{1}, nil, -1, []int{1, 0}, true},
+		"the better of two":       {[]int{3, 2}, nil, -1, []int{2, 0, 1}, true},
+		"the better one failed":   {[]int{3, 2}, []int{2}, -1, []int{3, 0, 1}, true},
+		"the one that is is lost": {[]int{3}, nil, 3, []int{0, 1}, false},
+	} {
+		is := func(list []int, id block.WorkerID) bool {
+			return slices.ContainsFunc(list, func(i int) bool { return order[i] == id })
+		}
+		v := &membership{placement: m.placement, members: maps.Clone(m.members)}
+		if tc.lost >= 0 {
+			v.members[order[tc.lost]] = member{id: order[tc.lost], state: "lost"}
+		}
+		got := v.owners(key, 1, 2, func(id block.WorkerID) bool { return is(tc.doubtful, id) },
+			func(w *member) bool { return is(tc.here, w.id) })
+		var ids, want []block.WorkerID
+		for i, w := range got {
+			ids = append(ids, w.id)
+			if w.replica != (tc.replica && i == 0) {
+				t.Errorf("%s: number %d keeps a replica: %v", name, i, w.replica)
+			}
+		}
+		for _, i := range tc.want {
+			want = append(want, order[i])
+		}
+		if diff := cmp.Diff(want, ids); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
 	}
 }
 
@@ -335,7 +388,7 @@ func TestSlowWorkerIsPassedOver(t *testing.T) {
 }
 
 func TestSameHostUsesTheSocket(t *testing.T) {
-	boot := bootID()
+	boot := (&Config{}).hostID()
 	if boot == "" {
 		t.Skip("SKIPPED, NOT TESTED: no boot ID")
 	}

@@ -20,6 +20,8 @@ type Entry struct {
 	BlockSize int64         `json:"block_size,omitempty"` // bytes
 	MountID   uint64        `json:"-"`                    // under-store mount
 	Ticket    *block.Ticket `json:"-"`                    // nil unless it was asked for
+	// Spread says that no replica is to be kept on the hosts that read it.
+	Spread bool `json:"-"`
 	// CachedBytes is how much of the file workers have; 0 unless asked for.
 	CachedBytes int64 `json:"cached_bytes"`
 

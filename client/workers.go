@@ -143,12 +143,13 @@ func (w *worker) close() {
 	}
 }
 
-// readAt reads from the worker x, on one of its connections.
-func (w *workers) readAt(ctx context.Context, x *worker, t *block.Ticket, p []byte, off int64, epoch uint64) error {
+// readAt reads from the worker x, on one of its connections. With replica, x is
+// to keep a replica.
+func (w *workers) readAt(ctx context.Context, x *worker, t *block.Ticket, p []byte, off int64, epoch uint64, replica bool) error {
 	began := time.Now()
 	c, err := x.slot(t).get(ctx, w, &x.member)
 	if err == nil {
-		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch})
+		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch, Replica: replica})
 	}
 	if err == nil {
 		x.history.note(len(p), time.Since(began))

@@ -26,6 +26,7 @@ type packed struct {
 	kind         packedKind
 	plainTicket  bool // there is a ticket, and the rest tells it
 	unsettled    bool // of that ticket
+	spread       bool
 }
 
 type packedKind uint8
@@ -72,6 +73,7 @@ func (o epoch) pack(p string, a *answer) packed {
 		x.kind = packedFile
 	}
 	x.path, x.tag, x.fileID, x.size, x.blockSize, x.mountID = e.Path, e.Tag, e.FileID, e.Size, e.BlockSize, e.MountID
+	x.spread = e.Spread
 	if !e.MTime.IsZero() {
 		x.mtime = e.MTime.UnixNano()
 	}
@@ -137,7 +139,7 @@ func (o epoch) unpack(x *packed) answer {
 func (o epoch) entry(x *packed) client.Entry {
 	e := client.Entry{
 		Path: x.path, Dir: x.kind == packedDir, Size: x.size, Tag: x.tag, FileID: x.fileID,
-		BlockSize: x.blockSize, MountID: x.mountID, Ticket: x.ticket, ValidUntil: o.time(x.until),
+		BlockSize: x.blockSize, MountID: x.mountID, Ticket: x.ticket, Spread: x.spread, ValidUntil: o.time(x.until),
 	}
 	if x.mtime != 0 {
 		e.MTime = time.Unix(0, x.mtime)

@@ -25,7 +25,7 @@ func ticketed(p string, change func(*block.Ticket)) *client.Entry {
 	}
 	return &client.Entry{
 		Path: "/mnt/" + p, Size: 12, MTime: time.Unix(1_600_000_000, 5), Tag: "etag", FileID: t.FileID,
-		BlockSize: block.DefaultBlockSize, MountID: 7, Ticket: t,
+		BlockSize: block.DefaultBlockSize, MountID: 7, Ticket: t, Spread: true,
 	}
 }
 

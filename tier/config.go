@@ -48,6 +48,10 @@ type Config struct {
 	// FreeShare is the share of the file system that stays free whatever
 	// Capacity says, so that others on it go on working; 0 to 0.9.
 	FreeShare float64 `toml:"free_share"`
+	// ReplicaShare is the share of the directory that replicas may take: files
+	// that another worker owns, kept for the programs of this host; 0 to 1.
+	// They go before others when room is needed.
+	ReplicaShare float64 `toml:"replica_share"`
 	// Advice is who names victims before the order of eviction does: "none",
 	// or "ristretto", for memory alone. By replay of traces ristretto's advice
 	// gains hits where sizes are mixed, and loses more where files are read in
@@ -88,14 +92,15 @@ const (
 	maxProbeInterval = size.Duration(time.Hour)
 )
 
-// DefaultConfig returns the defaults: 10 % of the file system stays free,
+// DefaultConfig returns the defaults: 10 % of the file system stays free, half
+// of the directory may be replicas,
 // 16,384 descriptors are kept, and a pass of the scrubber takes 7 days, or
 // 32 MiB/s for more than 18 TiB: a quarter of what one hard disk gives. One
 // bad sector costs one error, 8 in a minute are a bad disk; it is looked at
 // after 10 seconds, and at least each 6 minutes. Dir and Capacity have none.
 func DefaultConfig() Config {
 	return Config{
-		Medium: SSD, FreeShare: 0.10, Advice: NoAdvice, OpenFiles: 16384,
+		Medium: SSD, FreeShare: 0.10, ReplicaShare: 0.50, Advice: NoAdvice, OpenFiles: 16384,
 		ScrubInterval: size.Duration(7 * 24 * time.Hour), ScrubRate: 32 * size.MiB,
 		MaxErrors: 8, ProbeInterval: size.Duration(10 * time.Second),
 	}
@@ -114,9 +119,13 @@ func (c Config) Validate() error {
 	if c.Capacity < minCapacity {
 		add("capacity: %d bytes is less than %d", c.Capacity, minCapacity)
 	}
-	if !(c.FreeShare >= 0 && c.FreeShare <= maxFreeShare) { // a NaN is out of range too
-		add("free_share: %v is out of range [0, %v]", c.FreeShare, maxFreeShare)
+	share := func(field string, v, most float64) {
+		if !(v >= 0 && v <= most) { // a NaN is out of range too
+			add("%s: %v is out of range [0, %v]", field, v, most)
+		}
 	}
+	share("free_share", c.FreeShare, maxFreeShare)
+	share("replica_share", c.ReplicaShare, 1)
 	switch {
 	case c.Advice != NoAdvice && c.Advice != RistrettoAdvice:
 		add("advice: %q is not one of none, ristretto", c.Advice)
@@ -213,6 +222,10 @@ type File struct {
 	MountID           uint64 // under-store mount
 	Path, Tag         string
 	Length, BlockSize int64 // in bytes
+	// Replica says that another worker owns the file: what is kept of it, if
+	// nothing is yet, takes part in the replicas' share of a directory, and goes
+	// before what is owned.
+	Replica bool
 }
 
 // FileOf returns the file that a ticket grants.
@@ -258,6 +271,7 @@ type DirStatus struct {
 	Capacity int64 // bytes that it may take
 	Used     int64 // bytes charged: pages, index, directories, reservations and Held
 	Held     int64 // bytes of files that are out of the cache but not yet proven free
+	Replicas int64 // bytes that count of the replicas' share: the lengths of their files
 	State    string
 	Reason   error // why it failed; nil unless it did
 }

@@ -56,10 +56,12 @@ type dir struct {
 	canLease atomic.Bool
 
 	ledger ledger
-	queue  policy
+	queue  policy // of what is owned
 	files  fileCache
 	leaves leaves
 	fills  fillLocks
+
+	replicas replicas
 
 	// gate keeps the log's order and the memory's apart from a rotation:
 	// whoever appends a record holds it shared until the memory says the same.
@@ -327,7 +329,7 @@ func (d *dir) status() DirStatus {
 		out.State = StateFailed // of what it has nothing is known
 	default:
 		st := d.ledger.state()
-		out.Used, out.Held = st.used, st.held
+		out.Used, out.Held, out.Replicas = st.used, st.held, d.replicas.bytes()
 	}
 	return out
 }

@@ -29,6 +29,10 @@
 // asynchronous and loses what it is told, so nothing waits for it, what it
 // names is a suggestion, and a sweep finds what it no longer knows.
 //
+// Files that another worker owns may be kept as replicas (replica.go), for the
+// programs of this host. They have an order of their own, go before what is
+// owned, and take a share of each directory at most.
+//
 // The life of a page: a Handle pins the range that somebody reads, so that
 // nothing of it is evicted; Reserve charges the ledger for what is absent,
 // evicting others if it must; Fill writes the page, then its index record,
@@ -46,6 +50,9 @@
 //     system's block, extents, directories and the index are charged before
 //     they are written, and never pass the capacity or the file system's free
 //     share.
+//   - The files of which a directory keeps a replica are not longer, all
+//     together, than its replica_share. A part is a replica or is not for all
+//     its life; replicas are given up as a whole and not moved to other tiers.
 //   - A page is in the index only after its bytes are in the kernel, and is
 //     shown only after its record is. kill -9 loses nothing that was shown.
 //     After a boot, pages recorded behind the last checkpoint are compared

@@ -43,7 +43,7 @@ func (d *dir) reserve(bytes, inodes int64) error {
 		if err := d.failure(); err != nil {
 			return err
 		}
-		done, found := d.evictNext()
+		done, found := d.evictNext(refused)
 		if !found {
 			return fmt.Errorf("%w: all that is cached is in use", errs.NoSpace)
 		}
@@ -56,12 +56,13 @@ func (d *dir) reserve(bytes, inodes int64) error {
 	return nil
 }
 
-// evictNext gives up one victim. found is false if there is none.
-func (d *dir) evictNext() (done, found bool) {
+// evictNext gives up one victim, after so many that were refused in a row.
+// found is false if there is none.
+func (d *dir) evictNext(refused int) (done, found bool) {
 	if done, found = d.evictSuperseded(); found {
 		return done, true
 	}
-	u := d.queue.victim()
+	u := d.victim(refused)
 	if u == nil {
 		return false, false
 	}
@@ -155,7 +156,11 @@ func (d *dir) evict(u *unit) bool {
 	}
 	var changed []uint32
 	var freed int64
-	if p.has(partByBlock) {
+	switch {
+	case p.isReplica() && p.refs > 0: // it goes as a whole
+		p.mu.Unlock()
+		return false
+	case p.has(partByBlock) && !p.isReplica():
 		changed = []uint32{u.word}
 		freed = d.evictBlock(p, u)
 		if freed >= 0 && p.refs == 0 && !p.has(partDead) && p.empty() && d.evictWhole(p) < 0 {
@@ -164,7 +169,7 @@ func (d *dir) evict(u *unit) bool {
 		if p.has(partDead) { // perhaps since its file was gone, with pages in other blocks
 			changed = append(p.changedBlocks(), u.word)
 		}
-	} else {
+	default:
 		changed = p.changedBlocks()
 		freed = d.evictWhole(p)
 	}
@@ -262,7 +267,7 @@ func (d *dir) evictBlock(p *part, u *unit) int64 {
 		return -1
 	}
 	bytes, charge := u.cachedBytes(), d.charge(u)
-	d.queue.remove(u)
+	d.orderOf(p).remove(u)
 	if p.has(partIndexed) { // else it is about to be adopted, and not counted yet
 		d.store.cachedBytes.Add(-bytes)
 	}
@@ -317,7 +322,7 @@ func (d *dir) dropUnit(u *unit) {
 
 // forgetBlock forgets a block that takes no room any more. p.mu is held.
 func (d *dir) forgetBlock(u *unit) {
-	d.queue.remove(u)
+	d.orderOf(u.part).remove(u)
 	d.ledger.free(d.charge(u), 0)
 	delete(u.part.set.blocks, u.word)
 }
@@ -525,7 +530,8 @@ func (d *dir) ensureLog() error {
 // stays charged, and its pages stay readable to handles.
 func (d *dir) forget(p *part) {
 	p.flags |= partDead
-	p.all(d.queue.remove)
+	p.all(d.orderOf(p).remove)
+	d.leaveShare(p)
 	d.store.forget(p)
 }
 

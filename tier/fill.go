@@ -112,7 +112,18 @@ func (r *Reservation) chargeTo(d *dir, reserve func(bytes, inodes int64) error) 
 	p := r.p
 	p.mu.Lock()
 	bytes, leaf, inodes := r.cost(d)
+	shared := p.isReplica() && p.dirIndex == noDir // it is about to be of the share
 	p.mu.Unlock()
+	if shared {
+		if err := d.takeShare(p); err != nil {
+			return err
+		}
+		defer func() {
+			if shared {
+				d.leaveShare(p)
+			}
+		}()
+	}
 	if err := reserve(bytes+leaf, inodes); err != nil {
 		return err
 	}
@@ -124,6 +135,7 @@ func (r *Reservation) chargeTo(d *dir, reserve func(bytes, inodes int64) error) 
 	}
 	if p.dirIndex == noDir {
 		p.dirIndex = d.num
+		shared = false // it stays so until the part goes
 	}
 	elsewhere := p.dirIndex != d.num
 	p.mu.Unlock()
@@ -289,7 +301,7 @@ func (r *Reservation) commit(f *openFile, page int64, crc uint32, cost, doubts i
 		d.ledger.hold(used)
 		return false, nil
 	}
-	d.queue.add(u)
+	d.orderOf(p).add(u)
 	if p.has(partCopy) {
 		return false, nil
 	}
@@ -380,7 +392,7 @@ func (d *dir) fillCost(u *unit, page int64) int64 {
 func appendPart(b []byte, p *part) []byte {
 	g := p.geometry()
 	return appendFrame(b, &record{
-		Type: recordPart, Kind: kindCached, Serial: p.serial, File: p.id, MountID: p.mountID,
+		Type: recordPart, Kind: p.kind(), Serial: p.serial, File: p.id, MountID: p.mountID,
 		Length: g.Length, BlockSize: g.BlockSize, Path: []byte(p.path()), Tag: []byte(p.tag()),
 	})
 }
@@ -391,7 +403,7 @@ func appendPages(b []byte, p *part, page int64, crcs []uint32, flags uint8) []by
 	perBlock := int64(p.blockPages)
 	i := page / perBlock
 	return appendFrame(b, &record{
-		Type: recordPages, Kind: kindCached, Flags: flags, Serial: p.serial,
+		Type: recordPages, Kind: p.kind(), Flags: flags, Serial: p.serial,
 		Block: uint32(i), BlockLength: uint32(g.Block(i).Length),
 		First: uint32(page - i*perBlock), CRCs: crcs,
 	})

@@ -22,6 +22,7 @@ type Handle struct {
 	file       *openFile // once it was needed; guarded by p.mu
 	released   bool      // guarded by p.mu
 	always     bool      // every read is checked
+	replica    bool      // it was acquired as one
 }
 
 // Acquire pins the pages that e touches, cut at the file's end, present or
@@ -40,10 +41,10 @@ func (s *Store) Acquire(f File, e block.Extent) (*Handle, error) {
 	}
 	first, end := f.Geometry().PageRange(e)
 	p := s.lockPart(f)
-	h := &Handle{s: s, p: p, first: first, end: end}
+	h := &Handle{s: s, p: p, first: first, end: end, replica: f.Replica}
 	hit := p.pin(first, end)
 	if d := s.dirOf(p); hit && d != nil {
-		p.each(first, end, d.queue.touch)
+		p.each(first, end, d.orderOf(p).touch)
 		// One byte stands for all: whoever reads the whole file reads it once.
 		if d.slow && e.Offset == 0 && first < end {
 			s.moves.hit(p, 1)

@@ -263,7 +263,7 @@ func evictAll(s *Store) (asked, won int) {
 	d.roomMu.Lock()
 	defer d.roomMu.Unlock()
 	for range 64 {
-		done, found := d.evictNext()
+		done, found := d.evictNext(0)
 		if !found {
 			break
 		}

@@ -63,6 +63,7 @@ func newCollector(s *Store) *collector {
 				return 1
 			}},
 			{desc("held_bytes", "Bytes of files out of the cache that others may have open.", perDir...), func(d DirStatus) int64 { return d.Held }},
+			{desc("replica_bytes", "Lengths of the files that are kept beside their owner, for programs of this host.", perDir...), func(d DirStatus) int64 { return d.Replicas }},
 		},
 	}
 }

@@ -139,14 +139,14 @@ func (s *Store) demote(ctx context.Context, p *part) bool {
 // down where there is room for them.
 func (s *Store) roomByMoving(ctx context.Context, d *dir) func(bytes, inodes int64) error {
 	return func(bytes, inodes int64) error {
-		for range maxRefused {
+		for tried := range maxRefused {
 			if err := d.takeFree(bytes, inodes); err == nil || !errors.Is(err, errs.NoSpace) {
 				return err
 			}
 			if d.giveUpSuperseded() {
 				continue
 			}
-			u := d.queue.victim()
+			u := d.victim(tried)
 			if u == nil {
 				break
 			}
@@ -228,7 +228,7 @@ func (s *Store) beginMove(p *part) (*Handle, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d := s.dirOf(p)
-	if d == nil || p.has(partDead|partMoving|partCopy) || p.state.Load()&unitSuperseded != 0 || p.empty() {
+	if d == nil || p.isReplica() || p.has(partDead|partMoving|partCopy) || p.state.Load()&unitSuperseded != 0 || p.empty() {
 		return nil, errMove
 	}
 	// Whoever has the file open keeps the old one, and its room: there is
@@ -440,7 +440,7 @@ func (s *Store) Touch(id block.FileID, n int) {
 	if d == nil || p.has(partDead) {
 		return
 	}
-	p.all(d.queue.touch)
+	p.all(d.orderOf(p).touch)
 	if d.slow {
 		s.moves.hit(p, uint32(min(n, maxHits)))
 	}

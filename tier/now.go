@@ -33,7 +33,7 @@ func (s *Store) ReadNow(f File, b []byte, off int64) (crc uint32, ok bool) {
 	if err != nil || !vfs.ReadCached(file.File, b, off) {
 		return 0, false
 	}
-	d.queue.touch(u)
+	d.orderOf(p).touch(u)
 	return u.crcOf(page), true
 }
 

@@ -25,6 +25,7 @@ const (
 	unitMissed                        // the policy's adviser did not know it the last time it was asked
 	unitSpoiled                       // single-page unit: the page is absent, its room is taken; changed under part.mu
 	unitOld                           // the policy has it among the old ones; changed under the policy's lock
+	unitReplica                       // whole part: it is kept as a replica; never changed
 )
 
 // Beside the bits, the state of a whole part counts its readings for
@@ -116,7 +117,7 @@ func (p *part) geometry() block.Geometry {
 // asFile returns the file whose pages p has.
 func (p *part) asFile() File {
 	g := p.geometry()
-	return File{ID: p.id, MountID: p.mountID, Path: p.path(), Tag: p.tag(), Length: g.Length, BlockSize: g.BlockSize}
+	return File{ID: p.id, MountID: p.mountID, Path: p.path(), Tag: p.tag(), Length: g.Length, BlockSize: g.BlockSize, Replica: p.isReplica()}
 }
 
 // largestFolio is the longest piece, in bytes, in which a kernel with pages of

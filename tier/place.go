@@ -18,6 +18,9 @@ const memoryShare = 8
 func (r *Reservation) place() error {
 	var first error
 	for _, d := range r.s.withRoom(r.p.length) {
+		if !d.fitsShare(r.p) {
+			continue
+		}
 		if err := r.chargeTo(d, d.takeFree); err == nil {
 			return nil
 		}

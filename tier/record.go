@@ -23,11 +23,13 @@ const (
 // kind says what the bytes of a page are.
 type kind uint8
 
-// The kinds. This release writes kindCached alone; the formats know the rest.
+// The kinds. This release writes kindCached and kindReplica alone; the formats
+// know the rest.
 const (
-	kindCached kind = 1 // a copy of what the under-store has
-	kindDirty  kind = 2 // not yet in the under-store
-	kindParity kind = 3 // of an erasure-coded file
+	kindCached  kind = 1 // a copy of what the under-store has
+	kindDirty   kind = 2 // not yet in the under-store
+	kindParity  kind = 3 // of an erasure-coded file
+	kindReplica kind = 4 // a copy of what the under-store has, beside its owner's
 )
 
 const (
@@ -185,7 +187,7 @@ func (r *record) decodePart(b []byte) error {
 		return fmt.Errorf("%w: part of %d bytes with a path of %d and a tag of %d", errRecord, len(b), path, tag)
 	}
 	r.Path, r.Tag = b[partFixed:partFixed+path], b[partFixed+path:]
-	if r.Kind < kindCached || r.Kind > kindParity || b[3] != 0 {
+	if r.Kind < kindCached || r.Kind > kindReplica || b[3] != 0 {
 		return fmt.Errorf("%w: part of kind %d", errNewerRecord, r.Kind)
 	}
 	if err := (block.Geometry{Length: r.Length, BlockSize: r.BlockSize}).Validate(); err != nil {
@@ -209,7 +211,7 @@ func (r *record) decodePages(b []byte) error {
 	if !r.pagesInBlock() || len(b) != pagesFixed+4*int(r.Count) || int64(r.BlockLength) > block.MaxBlockSize {
 		return fmt.Errorf("%w: pages %d+%d in %d bytes", errRecord, r.First, r.Count, len(b))
 	}
-	if r.Kind < kindCached || r.Kind > kindParity || r.Flags&^flagVisited != 0 || b[3] != 0 {
+	if r.Kind < kindCached || r.Kind > kindReplica || r.Flags&^flagVisited != 0 || b[3] != 0 {
 		return fmt.Errorf("%w: pages of kind %d, flags %#x", errNewerRecord, r.Kind, r.Flags)
 	}
 	for b = b[pagesFixed:]; len(b) > 0; b = b[4:] {

@@ -302,7 +302,7 @@ func (r *recovery) apply(rec *record, end int64) error {
 		if p == nil {
 			return nil // dropped before
 		}
-		if rec.Kind != kindCached || rec.Generation != 0 {
+		if rec.Kind != p.kind() || rec.Generation != 0 {
 			return errUnknownKind(rec)
 		}
 		r.applyPages(p, rec, end)
@@ -339,7 +339,7 @@ func errUnknownKind(rec *record) error {
 }
 
 func (r *recovery) applyPart(rec *record) error {
-	if rec.Kind != kindCached || rec.Shard != 0 {
+	if rec.Kind != kindCached && rec.Kind != kindReplica || rec.Shard != 0 {
 		return errUnknownKind(rec)
 	}
 	d := r.d
@@ -350,7 +350,8 @@ func (r *recovery) applyPart(rec *record) error {
 	text := string(r.text)
 	p := d.store.newPart(File{
 		ID: rec.File, MountID: rec.MountID, Length: rec.Length, BlockSize: rec.BlockSize,
-		Path: text, // the tag is set below: one string for both
+		Replica: rec.Kind == kindReplica,
+		Path:    text, // the tag is set below: one string for both
 	})
 	p.tagLen = uint16(len(rec.Tag))
 	p.serial, p.dirIndex = rec.Serial, d.num
@@ -411,7 +412,7 @@ func (r *recovery) applyPages(p *part, rec *record, at int64) {
 	if rec.Flags&flagVisited != 0 {
 		u.state.Or(unitVisited)
 	}
-	d.queue.add(u)
+	d.orderOf(p).add(u)
 	if r.rebooted && r.segment > 0 {
 		r.suspects = append(r.suspects, suspect{logPosition{r.segment, at}, p.serial, first, int64(rec.Count)})
 	}
@@ -431,7 +432,7 @@ func (r *recovery) dropPages(p *part, first, end int64) {
 		}
 	}
 	if u.count() == 0 {
-		r.d.queue.remove(u)
+		r.d.orderOf(p).remove(u)
 		u.clearAll()
 		if p.has(partByBlock) {
 			delete(p.set.blocks, u.word)
@@ -440,7 +441,7 @@ func (r *recovery) dropPages(p *part, first, end int64) {
 }
 
 func (r *recovery) dropPart(p *part) {
-	p.all(r.d.queue.remove)
+	p.all(r.d.orderOf(p).remove)
 	p.flags |= partDead
 	delete(r.parts, p.serial)
 	sh := r.d.store.shardOf(p.id)
@@ -483,6 +484,9 @@ func (r *recovery) settle() error {
 			continue
 		}
 		d.ledger.add(d.partCharge(p), 0)
+		if p.isReplica() {
+			d.replicas.charge(d.replicaCharge(p))
+		}
 		p.flags &^= partSeen
 	}
 	return nil
@@ -611,7 +615,7 @@ func (r *recovery) openLog() error {
 		if !isNoSpace(err) {
 			return err
 		}
-		if done, found := d.evictNext(); !found || !done {
+		if done, found := d.evictNext(0); !found || !done {
 			return errs.E(errs.NoSpace, "", "", err)
 		}
 	}

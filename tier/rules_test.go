@@ -147,7 +147,7 @@ func TestHeldFiles(t *testing.T) {
 			t.Helper()
 			newer := testFileBlocks(f.Path, "2", f.Length, f.BlockSize)
 			fill1(t, s, newer, 0)
-			if done, found := s.dirs[0].evictNext(); !done || !found {
+			if done, found := s.dirs[0].evictNext(0); !done || !found {
 				t.Fatal("the older version is no victim")
 			}
 			mustRead(t, s, newer, 1)

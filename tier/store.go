@@ -329,6 +329,9 @@ func (s *Store) newPart(f File) *part {
 		dirIndex:   noDir,
 	}
 	p.unit.part = p
+	if f.Replica {
+		p.state.Or(unitReplica)
+	}
 	if f.Length > wholeLimit && s.byBlock {
 		p.flags |= partByBlock
 		p.set = &pageSet{blocks: map[uint32]*unit{}}

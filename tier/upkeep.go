@@ -51,7 +51,7 @@ func (d *dir) checkpointLocked(flags uint8) error {
 // that are being filled or checked just now.
 func (d *dir) unverifyAll() {
 	d.doubts.Add(1)
-	for _, u := range d.queue.units() {
+	for _, u := range d.units() {
 		u.part.mu.Lock()
 		u.unverify()
 		u.part.mu.Unlock()
@@ -156,7 +156,7 @@ func (d *dir) shrink() {
 		if st := d.ledger.state(); st.used <= st.limit {
 			return
 		}
-		done, found := d.evictNext()
+		done, found := d.evictNext(refused)
 		if !done {
 			refused++
 		}
@@ -333,7 +333,7 @@ func (w *snapshotWriter) writeAll() error {
 	if err != nil {
 		return err
 	}
-	for _, u := range w.d.queue.units() {
+	for _, u := range w.d.units() {
 		w.addUnit(u)
 		if err := w.flushPiece(); err != nil {
 			return err

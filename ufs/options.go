@@ -32,6 +32,14 @@ const (
 	VerifyAlways = "always"
 )
 
+// The values of OptionPlacement: whether a worker keeps replicas of files that
+// another one owns and that programs of its host read, which is the default, or
+// every file is on its owner alone.
+const (
+	PlacementLocal  = "local"
+	PlacementSpread = "spread"
+)
+
 // GenericOptions returns the keys that every kind of under-store mount has.
 func GenericOptions() []string {
 	return []string{

@@ -248,9 +248,11 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	if err != nil {
 		return nil, err
 	}
-	boot, err := cacheworker.BootID()
-	if err != nil {
-		return nil, err
+	host := n.settings.Cluster.HostID
+	if host == "" {
+		if host, err = cacheworker.BootID(); err != nil {
+			return nil, err
+		}
 	}
 	reg := daemon.NewRegistry(n.settings.Cluster.Instance)
 	log := n.log.With("role", "worker")
@@ -278,7 +280,7 @@ func (n *node) startWorker(ctx context.Context, l workerListeners, masters []str
 	n.closers = append(n.closers, store.Close)
 	w, err := cacheworker.New(c.Config, cacheworker.Deps{
 		Store: store, UFS: underStores(), Masters: masters, GRPC: l.grpc, Data: l.data, Unix: l.unix,
-		HTTPAddr: l.http.Addr().String(), DataDir: c.DataDir, BootID: boot,
+		HTTPAddr: l.http.Addr().String(), DataDir: c.DataDir, BootID: host,
 	}, log, reg)
 	if err != nil {
 		return nil, err

@@ -33,6 +33,9 @@ type Settings struct {
 	FUSE FUSE `toml:"fuse"`
 }
 
+// maxHostID bounds the name of a host, in bytes.
+const maxHostID = 256
+
 // Cluster is the section [cluster].
 type Cluster struct {
 	// Masters are the gRPC addresses of the masters, HOST:PORT. The
@@ -41,6 +44,11 @@ type Cluster struct {
 	// Instance is a name of this process that its metrics carry as the label
 	// millrace_instance, where a host has several of a role. Empty: no label.
 	Instance string `toml:"instance"`
+	// HostID tells this host from others: workers and what reads from them share
+	// sockets, descriptors and replicas where it is the same. Empty: the boot ID
+	// of the machine. Containers of one machine that share no directories want
+	// one of their own each.
+	HostID string `toml:"host_id"`
 	// LogLevel is the least level that is logged: debug, info, warn or error.
 	LogLevel string `toml:"log_level"`
 }
@@ -189,6 +197,9 @@ func (s *Settings) Validate() error {
 	for _, m := range s.Cluster.Masters {
 		list = append(list, checkAddress("cluster.masters", m))
 	}
+	if len(s.Cluster.HostID) > maxHostID {
+		list = append(list, fmt.Errorf("cluster.host_id: want at most %d bytes", maxHostID))
+	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.Cluster.LogLevel)); err != nil {
 		list = append(list, fmt.Errorf("cluster.log_level: %q: want debug, info, warn or error", s.Cluster.LogLevel))
@@ -273,7 +284,7 @@ func checkAddress(key, addr string) error {
 // clientConfig is the section [client] with the masters to talk to.
 func (s *Settings) clientConfig(masters []string) client.Config {
 	c := s.Client
-	c.Masters = masters
+	c.Masters, c.HostID = masters, s.Cluster.HostID
 	return c
 }
 

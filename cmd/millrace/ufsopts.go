@@ -15,6 +15,7 @@ func ufsOptions() (all, s3, hdfs []ufsOption) {
 		{"freshness", "ttl|never|always", "for how long what is known of names is believed (ttl)"},
 		{"ttl", "DURATION", "how long that is with freshness=ttl (60s)"},
 		{"block_size", "SIZE", "of the blocks that files are divided into (64MiB)"},
+		{"placement", "local|spread", "replicas on the hosts that read, or none (local)"},
 		{"verify", "once|always", "how often a cached page is compared with its checksum (once)"},
 		{"max_bandwidth", "SIZE[/s]", "bytes of files per second and process (no limit)"},
 		{"max_requests", "NUMBER[/s]", "requests per second and process (no limit)"},

@@ -28,7 +28,7 @@ func TestUFSOptionsAreDocumented(t *testing.T) {
 		known = append(known, strings.Split(list, ", ")...)
 	}
 	slices.Sort(known)
-	notOffered := []string{ufs.OptionPlacement, ufs.OptionWholeFileLimit}
+	notOffered := []string{ufs.OptionWholeFileLimit}
 	want := slices.DeleteFunc(slices.Compact(known), func(key string) bool { return slices.Contains(notOffered, key) })
 
 	var help []string

@@ -33,6 +33,9 @@ type Config struct {
 	// MasterTOML and WorkerTOML are lines put into the sections [master] and
 	// [worker] of every such process.
 	MasterTOML, WorkerTOML string
+	// Hosts makes each worker one of a host of its own, whose host_id is the
+	// worker's name.
+	Hosts bool
 	// Env is added to the environment of every process.
 	Env []string
 	// Host says where the process of that name lives; nil: each at a loopback
@@ -176,6 +179,9 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	p := c.newProcess("worker", len(c.workers), map[string]int{"grpc": 7770, "data": 7771, "http": 7772})
 	var b strings.Builder
 	c.common(&b)
+	if c.cfg.Hosts {
+		fmt.Fprintf(&b, "host_id = %q\n", p.Name)
+	}
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
 	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = \"ssd\"\ndir = %q\ncapacity = %q\n", p.CacheDir(), c.cfg.Cache)

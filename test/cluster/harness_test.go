@@ -96,7 +96,7 @@ func (c *Cluster) run(t *testing.T, args ...string) string {
 
 // source makes a directory with files to be cached, and binds it at /. Each
 // file's content is a function of its name.
-func (c *Cluster) source(t *testing.T, files int, size int64) map[string]int64 {
+func (c *Cluster) source(t *testing.T, files int, size int64, options ...string) map[string]int64 {
 	t.Helper()
 	dir, all := t.TempDir(), map[string]int64{}
 	for i := range files {
@@ -104,7 +104,11 @@ func (c *Cluster) source(t *testing.T, files int, size int64) map[string]int64 {
 		must(t, os.WriteFile(filepath.Join(dir, name), content(name, size), 0o600))
 		all["/"+name] = size
 	}
-	c.run(t, "ufs", "add", "/", "file://"+dir)
+	add := []string{"ufs", "add", "/", "file://" + dir}
+	for _, o := range options {
+		add = append(add, "--ufs-opt", o)
+	}
+	c.run(t, add...)
 	c.run(t, "status", "--wait", patience.String())
 	return all
 }

@@ -1,0 +1,125 @@
+package cacheworker
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"millrace/api"
+	"millrace/block"
+	"millrace/blockio"
+	"millrace/internal/errs"
+	"millrace/tier"
+)
+
+// throughPatience is how many times longer than for what it has cached the
+// owner of a file is waited for, as it may have to ask the under-store.
+const throughPatience = 4
+
+// placementOf converts what a master said.
+func placementOf(p *api.Placement) *block.Placement {
+	out := &block.Placement{Epoch: p.GetEpoch(), WholeFileLimit: p.GetWholeFileLimit()}
+	for _, w := range p.GetWorkers() {
+		out.Workers = append(out.Workers, block.PlacedWorker{ID: block.WorkerID(w.GetId()), Weight: w.GetWeight()})
+	}
+	return out
+}
+
+// owner returns the one worker that owns all of a file; "" if there is none,
+// or if it is not known.
+func (w *Worker) owner(t *block.Ticket) block.WorkerID {
+	p := w.placed.Load()
+	if p == nil || !p.PlacesWhole(t.Length) {
+		return ""
+	}
+	owners := p.Owners(block.Key{File: t.FileID}, t.Length, 1)
+	if len(owners) == 0 {
+		return ""
+	}
+	return owners[0]
+}
+
+// asReplica reports whether a request is to be kept as a replica: a client of
+// this host asks for that, and another worker owns the file.
+func (w *Worker) asReplica(t *block.Ticket, req blockio.ReadRequest) bool {
+	if !req.Replica || t.Unsettled {
+		return false
+	}
+	owner := w.owner(t)
+	return owner != "" && owner != w.ID()
+}
+
+// fileOf returns the file that a ticket grants, as it is to be kept.
+func fileOf(t *block.Ticket, replica bool) tier.File {
+	f := tier.FileOf(t)
+	f.Replica = replica
+	return f
+}
+
+// forWorker reports whether another worker asks: what it serves of it, it
+// counts itself, and what it wants next it knows.
+func forWorker(req blockio.ReadRequest) bool { return req.CachedOnly || req.ReadThrough }
+
+// pass reads e, of what cannot be kept here, through the file's owner and
+// passes it to write in order. It returns how many bytes it has passed; what
+// is left is to come from the under-store. The error is write's.
+func (p *peers) pass(ctx context.Context, t *block.Ticket, e block.Extent, u urgency, write func([]byte) error) (n int64, err error) {
+	key := block.Key{File: t.FileID, Index: uint32(t.Geometry().BlockOf(e.Offset))}
+	_, owner := p.find(ctx, key, p.owner(t))
+	if owner == nil {
+		return 0, nil
+	}
+	var urgent atomic.Int32
+	urgent.Store(int32(u))
+	read := reading{p: p, from: owner, t: t, urgent: &urgent, through: true}
+	first, end := t.Geometry().PageRange(e)
+	_, failed := p.receive(ctx, &read, first, end, func(page int64, data []byte) error {
+		whole := t.Geometry().Page(page)
+		part := whole.Intersect(e)
+		if err = write(data[part.Offset-whole.Offset : part.End()-whole.Offset]); err != nil {
+			return err
+		}
+		n += part.Length
+		return nil
+	})
+	p.count(owner, t, n, failed)
+	return n, err
+}
+
+// find returns live workers that should have all of a block, without owner;
+// and that one, if it is another worker than this one and has an address.
+func (p *peers) find(ctx context.Context, key block.Key, owner block.WorkerID) (holders []*api.Holder, owning *api.Holder) {
+	if owner == p.locator.self {
+		owner = ""
+	}
+	holders, owning = p.locator.find(ctx, key, p.epoch(), owner)
+	if owning == nil && owner != "" {
+		owning = p.remembered(owner)
+	}
+	return holders, owning
+}
+
+// remembered returns a worker at the address that it last had; nil if it is not
+// known. No master has to answer for that.
+func (p *peers) remembered(id block.WorkerID) *api.Holder {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if x := p.known[id]; x != nil {
+		return &api.Holder{Id: string(id), Addresses: &api.WorkerAddresses{Data: x.address}}
+	}
+	return nil
+}
+
+// count notes how a request to another worker ended that brought n bytes.
+func (p *peers) count(from *api.Holder, t *block.Ticket, n int64, err error) {
+	p.counters.peerBytes.Add(n)
+	switch {
+	case err == nil:
+		p.counters.peerServed.Add(1)
+	case errors.Is(err, errs.NotCached):
+		p.counters.peerMissing.Add(1)
+	default:
+		p.counters.peerFailed.Add(1)
+		p.log.Debug("having pages from another worker", "worker", from.GetId(), "path", t.Path, "err", err)
+	}
+}
