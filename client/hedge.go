@@ -160,19 +160,25 @@ func (t *attempt) settle(err error) error {
 }
 
 // second returns who to ask for a block beside one who is slow; nil if nobody
-// is likely to do better.
-func (f *File) second(key block.Key, slow block.WorkerID) (*member, uint64) {
+// is likely to do better. One who keeps a replica may wait for the owner, so
+// that the next in line is a better choice than that.
+func (f *File) second(key block.Key, slow block.WorkerID) (best *member, epoch uint64) {
 	m, _ := f.c.members.now()
 	if m == nil {
 		return nil, 0
 	}
 	owners := f.owners(m, key, f.c.workers.doubtful)
+	waits := len(owners) > 0 && owners[0].replica && owners[0].id == slow
 	for i := range owners {
-		if w := &owners[i]; w.id != slow && w.believed() && !f.c.workers.doubtful(w.id) {
-			return w, m.placement.Epoch
+		w := &owners[i]
+		if w.id == slow || !w.believed() || f.c.workers.doubtful(w.id) {
+			continue
+		}
+		if best = w; !waits || i > 1 {
+			break
 		}
 	}
-	return nil, 0
+	return best, m.placement.Epoch
 }
 
 // worthHedging reports whether a second worker may be asked. Where the first

@@ -47,6 +47,9 @@ func TestReplicasTakeTheirShare(t *testing.T) {
 		mustRead(t, s, f, 2)
 	}
 	checkLedger(t, s)
+	if files, bytes := s.Usage(1, ""); files != 1 || bytes != mib {
+		t.Errorf("%d files of %d bytes count, want the one that is owned", files, bytes)
+	}
 	if n := cachedOf(s, files); n != 8 {
 		t.Fatalf("%d replicas are cached, the share holds 8", n)
 	}

@@ -446,11 +446,12 @@ func (s *Store) Cached(id block.FileID) (blocks []BlockState, bytes int64) {
 }
 
 // Usage returns how many files of a mount are cached, in part or whole, at
-// path and below it, and how many of their bytes.
+// path and below it, and how many of their bytes; without replicas, which their
+// owner counts.
 func (s *Store) Usage(mountID uint64, path string) (files int, bytes int64) {
 	for _, p := range s.paths.below(mountID, path) {
 		p.mu.Lock()
-		if !p.has(partDead) {
+		if !p.has(partDead) && !p.isReplica() {
 			files++
 			bytes += p.cachedBytes()
 		}
