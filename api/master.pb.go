@@ -1715,6 +1715,8 @@ type Membership struct {
 	Placement     *Placement             `protobuf:"bytes,2,opt,name=placement,proto3" json:"placement,omitempty"`
 	Workers       []*WorkerInfo          `protobuf:"bytes,3,rep,name=workers,proto3" json:"workers,omitempty"`
 	MountsVersion uint64                 `protobuf:"varint,4,opt,name=mounts_version,json=mountsVersion,proto3" json:"mounts_version,omitempty"`
+	Hot           []*HotBlock            `protobuf:"bytes,5,rep,name=hot,proto3" json:"hot,omitempty"`                                    // all of them
+	HotValidMs    int64                  `protobuf:"varint,6,opt,name=hot_valid_ms,json=hotValidMs,proto3" json:"hot_valid_ms,omitempty"` // after that none is, unless it was said again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1777,6 +1779,83 @@ func (x *Membership) GetMountsVersion() uint64 {
 	return 0
 }
 
+func (x *Membership) GetHot() []*HotBlock {
+	if x != nil {
+		return x.Hot
+	}
+	return nil
+}
+
+func (x *Membership) GetHotValidMs() int64 {
+	if x != nil {
+		return x.HotValidMs
+	}
+	return 0
+}
+
+// HotBlock is a block that more than its owner serve: the first workers in the
+// order of placement. All but the owner read it through the owner and keep a
+// replica.
+type HotBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FileId        []byte                 `protobuf:"bytes,1,opt,name=file_id,json=fileId,proto3" json:"file_id,omitempty"` // 16 bytes
+	Index         uint32                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`                // as in BlockHeat
+	Servers       uint32                 `protobuf:"varint,3,opt,name=servers,proto3" json:"servers,omitempty"`            // how many, the owner included
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotBlock) Reset() {
+	*x = HotBlock{}
+	mi := &file_master_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotBlock) ProtoMessage() {}
+
+func (x *HotBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_master_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotBlock.ProtoReflect.Descriptor instead.
+func (*HotBlock) Descriptor() ([]byte, []int) {
+	return file_master_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *HotBlock) GetFileId() []byte {
+	if x != nil {
+		return x.FileId
+	}
+	return nil
+}
+
+func (x *HotBlock) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *HotBlock) GetServers() uint32 {
+	if x != nil {
+		return x.Servers
+	}
+	return 0
+}
+
 type ReportClientRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClientId      string                 `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"` // random, one a process
@@ -1787,7 +1866,7 @@ type ReportClientRequest struct {
 
 func (x *ReportClientRequest) Reset() {
 	*x = ReportClientRequest{}
-	mi := &file_master_proto_msgTypes[31]
+	mi := &file_master_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +1878,7 @@ func (x *ReportClientRequest) String() string {
 func (*ReportClientRequest) ProtoMessage() {}
 
 func (x *ReportClientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[31]
+	mi := &file_master_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1891,7 @@ func (x *ReportClientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportClientRequest.ProtoReflect.Descriptor instead.
 func (*ReportClientRequest) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{31}
+	return file_master_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReportClientRequest) GetClientId() string {
@@ -1837,7 +1916,7 @@ type ReportClientReply struct {
 
 func (x *ReportClientReply) Reset() {
 	*x = ReportClientReply{}
-	mi := &file_master_proto_msgTypes[32]
+	mi := &file_master_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +1928,7 @@ func (x *ReportClientReply) String() string {
 func (*ReportClientReply) ProtoMessage() {}
 
 func (x *ReportClientReply) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[32]
+	mi := &file_master_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +1941,7 @@ func (x *ReportClientReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportClientReply.ProtoReflect.Descriptor instead.
 func (*ReportClientReply) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{32}
+	return file_master_proto_rawDescGZIP(), []int{33}
 }
 
 type RegisterRequest struct {
@@ -1878,7 +1957,7 @@ type RegisterRequest struct {
 
 func (x *RegisterRequest) Reset() {
 	*x = RegisterRequest{}
-	mi := &file_master_proto_msgTypes[33]
+	mi := &file_master_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +1969,7 @@ func (x *RegisterRequest) String() string {
 func (*RegisterRequest) ProtoMessage() {}
 
 func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[33]
+	mi := &file_master_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +1982,7 @@ func (x *RegisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterRequest.ProtoReflect.Descriptor instead.
 func (*RegisterRequest) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{33}
+	return file_master_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RegisterRequest) GetWorkerId() string {
@@ -1952,7 +2031,7 @@ type RegisterReply struct {
 
 func (x *RegisterReply) Reset() {
 	*x = RegisterReply{}
-	mi := &file_master_proto_msgTypes[34]
+	mi := &file_master_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2043,7 @@ func (x *RegisterReply) String() string {
 func (*RegisterReply) ProtoMessage() {}
 
 func (x *RegisterReply) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[34]
+	mi := &file_master_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2056,7 @@ func (x *RegisterReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterReply.ProtoReflect.Descriptor instead.
 func (*RegisterReply) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{34}
+	return file_master_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RegisterReply) GetClusterId() string {
@@ -2011,13 +2090,14 @@ type HeartbeatRequest struct {
 	MountsVersion  uint64                 `protobuf:"varint,6,opt,name=mounts_version,json=mountsVersion,proto3" json:"mounts_version,omitempty"` // the table that the worker has
 	PlacementEpoch uint64                 `protobuf:"varint,7,opt,name=placement_epoch,json=placementEpoch,proto3" json:"placement_epoch,omitempty"`
 	Leaving        bool                   `protobuf:"varint,8,opt,name=leaving,proto3" json:"leaving,omitempty"` // the last one before a stop: clients are to try others first
+	Hottest        []*BlockHeat           `protobuf:"bytes,9,rep,name=hottest,proto3" json:"hottest,omitempty"`  // what other hosts read most, a few
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_master_proto_msgTypes[35]
+	mi := &file_master_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2109,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[35]
+	mi := &file_master_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2122,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{35}
+	return file_master_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *HeartbeatRequest) GetWorkerId() string {
@@ -2101,6 +2181,74 @@ func (x *HeartbeatRequest) GetLeaving() bool {
 	return false
 }
 
+func (x *HeartbeatRequest) GetHottest() []*BlockHeat {
+	if x != nil {
+		return x.Hottest
+	}
+	return nil
+}
+
+// BlockHeat is how much other hosts read of a block from one worker.
+type BlockHeat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FileId        []byte                 `protobuf:"bytes,1,opt,name=file_id,json=fileId,proto3" json:"file_id,omitempty"` // 16 bytes
+	Index         uint32                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`                // 0xFFFFFFFF: all blocks of a file that one worker owns
+	Rate          int64                  `protobuf:"varint,3,opt,name=rate,proto3" json:"rate,omitempty"`                  // bytes per second; a small read counts for more than its bytes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockHeat) Reset() {
+	*x = BlockHeat{}
+	mi := &file_master_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockHeat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockHeat) ProtoMessage() {}
+
+func (x *BlockHeat) ProtoReflect() protoreflect.Message {
+	mi := &file_master_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockHeat.ProtoReflect.Descriptor instead.
+func (*BlockHeat) Descriptor() ([]byte, []int) {
+	return file_master_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *BlockHeat) GetFileId() []byte {
+	if x != nil {
+		return x.FileId
+	}
+	return nil
+}
+
+func (x *BlockHeat) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *BlockHeat) GetRate() int64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Registered    bool                   `protobuf:"varint,1,opt,name=registered,proto3" json:"registered,omitempty"`             // false: register (again)
@@ -2116,7 +2264,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_master_proto_msgTypes[36]
+	mi := &file_master_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2128,7 +2276,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[36]
+	mi := &file_master_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2141,7 +2289,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{36}
+	return file_master_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *HeartbeatReply) GetRegistered() bool {
@@ -2204,7 +2352,7 @@ type MasterAddress struct {
 
 func (x *MasterAddress) Reset() {
 	*x = MasterAddress{}
-	mi := &file_master_proto_msgTypes[37]
+	mi := &file_master_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +2364,7 @@ func (x *MasterAddress) String() string {
 func (*MasterAddress) ProtoMessage() {}
 
 func (x *MasterAddress) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[37]
+	mi := &file_master_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +2377,7 @@ func (x *MasterAddress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MasterAddress.ProtoReflect.Descriptor instead.
 func (*MasterAddress) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{37}
+	return file_master_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *MasterAddress) GetId() string {
@@ -2268,7 +2416,7 @@ type ReportBlocksRequest struct {
 
 func (x *ReportBlocksRequest) Reset() {
 	*x = ReportBlocksRequest{}
-	mi := &file_master_proto_msgTypes[38]
+	mi := &file_master_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2428,7 @@ func (x *ReportBlocksRequest) String() string {
 func (*ReportBlocksRequest) ProtoMessage() {}
 
 func (x *ReportBlocksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[38]
+	mi := &file_master_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2441,7 @@ func (x *ReportBlocksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportBlocksRequest.ProtoReflect.Descriptor instead.
 func (*ReportBlocksRequest) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{38}
+	return file_master_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ReportBlocksRequest) GetWorkerId() string {
@@ -2361,7 +2509,7 @@ type ReportBlocksReply struct {
 
 func (x *ReportBlocksReply) Reset() {
 	*x = ReportBlocksReply{}
-	mi := &file_master_proto_msgTypes[39]
+	mi := &file_master_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2373,7 +2521,7 @@ func (x *ReportBlocksReply) String() string {
 func (*ReportBlocksReply) ProtoMessage() {}
 
 func (x *ReportBlocksReply) ProtoReflect() protoreflect.Message {
-	mi := &file_master_proto_msgTypes[39]
+	mi := &file_master_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2386,7 +2534,7 @@ func (x *ReportBlocksReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportBlocksReply.ProtoReflect.Descriptor instead.
 func (*ReportBlocksReply) Descriptor() ([]byte, []int) {
-	return file_master_proto_rawDescGZIP(), []int{39}
+	return file_master_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReportBlocksReply) GetNeedFull() bool {
@@ -2513,14 +2661,21 @@ const file_master_proto_rawDesc = "" +
 	"\x06mounts\x18\x05 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\x121\n" +
 	"\bcounters\x18\x06 \x01(\v2\x15.millrace.v1.CountersR\bcounters\x12\x18\n" +
 	"\aserving\x18\a \x01(\bR\aserving\"\x0e\n" +
-	"\fWatchRequest\"\xbb\x01\n" +
+	"\fWatchRequest\"\x86\x02\n" +
 	"\n" +
 	"Membership\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x124\n" +
 	"\tplacement\x18\x02 \x01(\v2\x16.millrace.v1.PlacementR\tplacement\x121\n" +
 	"\aworkers\x18\x03 \x03(\v2\x17.millrace.v1.WorkerInfoR\aworkers\x12%\n" +
-	"\x0emounts_version\x18\x04 \x01(\x04R\rmountsVersion\"e\n" +
+	"\x0emounts_version\x18\x04 \x01(\x04R\rmountsVersion\x12'\n" +
+	"\x03hot\x18\x05 \x03(\v2\x15.millrace.v1.HotBlockR\x03hot\x12 \n" +
+	"\fhot_valid_ms\x18\x06 \x01(\x03R\n" +
+	"hotValidMs\"S\n" +
+	"\bHotBlock\x12\x17\n" +
+	"\afile_id\x18\x01 \x01(\fR\x06fileId\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\rR\x05index\x12\x18\n" +
+	"\aservers\x18\x03 \x01(\rR\aservers\"e\n" +
 	"\x13ReportClientRequest\x12\x1b\n" +
 	"\tclient_id\x18\x01 \x01(\tR\bclientId\x121\n" +
 	"\bcounters\x18\x02 \x01(\v2\x15.millrace.v1.CountersR\bcounters\"\x13\n" +
@@ -2536,7 +2691,7 @@ const file_master_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x124\n" +
 	"\tplacement\x18\x02 \x01(\v2\x16.millrace.v1.PlacementR\tplacement\x12+\n" +
-	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\"\xd2\x02\n" +
+	"\x06mounts\x18\x03 \x01(\v2\x13.millrace.v1.MountsR\x06mounts\"\x84\x03\n" +
 	"\x10HeartbeatRequest\x12\x1b\n" +
 	"\tworker_id\x18\x01 \x01(\tR\bworkerId\x12\x1f\n" +
 	"\vstart_epoch\x18\x02 \x01(\x04R\n" +
@@ -2546,7 +2701,12 @@ const file_master_proto_rawDesc = "" +
 	"\bcounters\x18\x05 \x01(\v2\x15.millrace.v1.CountersR\bcounters\x12%\n" +
 	"\x0emounts_version\x18\x06 \x01(\x04R\rmountsVersion\x12'\n" +
 	"\x0fplacement_epoch\x18\a \x01(\x04R\x0eplacementEpoch\x12\x18\n" +
-	"\aleaving\x18\b \x01(\bR\aleaving\"\xa2\x02\n" +
+	"\aleaving\x18\b \x01(\bR\aleaving\x120\n" +
+	"\ahottest\x18\t \x03(\v2\x16.millrace.v1.BlockHeatR\ahottest\"N\n" +
+	"\tBlockHeat\x12\x17\n" +
+	"\afile_id\x18\x01 \x01(\fR\x06fileId\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\rR\x05index\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x03R\x04rate\"\xa2\x02\n" +
 	"\x0eHeartbeatReply\x12\x1e\n" +
 	"\n" +
 	"registered\x18\x01 \x01(\bR\n" +
@@ -2622,7 +2782,7 @@ func file_master_proto_rawDescGZIP() []byte {
 }
 
 var file_master_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_master_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_master_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_master_proto_goTypes = []any{
 	(JobState)(0),               // 0: millrace.v1.JobState
 	(*StatRequest)(nil),         // 1: millrace.v1.StatRequest
@@ -2656,96 +2816,100 @@ var file_master_proto_goTypes = []any{
 	(*StatusReply)(nil),         // 29: millrace.v1.StatusReply
 	(*WatchRequest)(nil),        // 30: millrace.v1.WatchRequest
 	(*Membership)(nil),          // 31: millrace.v1.Membership
-	(*ReportClientRequest)(nil), // 32: millrace.v1.ReportClientRequest
-	(*ReportClientReply)(nil),   // 33: millrace.v1.ReportClientReply
-	(*RegisterRequest)(nil),     // 34: millrace.v1.RegisterRequest
-	(*RegisterReply)(nil),       // 35: millrace.v1.RegisterReply
-	(*HeartbeatRequest)(nil),    // 36: millrace.v1.HeartbeatRequest
-	(*HeartbeatReply)(nil),      // 37: millrace.v1.HeartbeatReply
-	(*MasterAddress)(nil),       // 38: millrace.v1.MasterAddress
-	(*ReportBlocksRequest)(nil), // 39: millrace.v1.ReportBlocksRequest
-	(*ReportBlocksReply)(nil),   // 40: millrace.v1.ReportBlocksReply
-	nil,                         // 41: millrace.v1.AddUFSRequest.OptionsEntry
-	(*Entry)(nil),               // 42: millrace.v1.Entry
-	(*UFSMount)(nil),            // 43: millrace.v1.UFSMount
-	(*Mounts)(nil),              // 44: millrace.v1.Mounts
-	(*WorkerInfo)(nil),          // 45: millrace.v1.WorkerInfo
-	(*Counters)(nil),            // 46: millrace.v1.Counters
-	(*Placement)(nil),           // 47: millrace.v1.Placement
-	(*WorkerAddresses)(nil),     // 48: millrace.v1.WorkerAddresses
-	(*Tier)(nil),                // 49: millrace.v1.Tier
+	(*HotBlock)(nil),            // 32: millrace.v1.HotBlock
+	(*ReportClientRequest)(nil), // 33: millrace.v1.ReportClientRequest
+	(*ReportClientReply)(nil),   // 34: millrace.v1.ReportClientReply
+	(*RegisterRequest)(nil),     // 35: millrace.v1.RegisterRequest
+	(*RegisterReply)(nil),       // 36: millrace.v1.RegisterReply
+	(*HeartbeatRequest)(nil),    // 37: millrace.v1.HeartbeatRequest
+	(*BlockHeat)(nil),           // 38: millrace.v1.BlockHeat
+	(*HeartbeatReply)(nil),      // 39: millrace.v1.HeartbeatReply
+	(*MasterAddress)(nil),       // 40: millrace.v1.MasterAddress
+	(*ReportBlocksRequest)(nil), // 41: millrace.v1.ReportBlocksRequest
+	(*ReportBlocksReply)(nil),   // 42: millrace.v1.ReportBlocksReply
+	nil,                         // 43: millrace.v1.AddUFSRequest.OptionsEntry
+	(*Entry)(nil),               // 44: millrace.v1.Entry
+	(*UFSMount)(nil),            // 45: millrace.v1.UFSMount
+	(*Mounts)(nil),              // 46: millrace.v1.Mounts
+	(*WorkerInfo)(nil),          // 47: millrace.v1.WorkerInfo
+	(*Counters)(nil),            // 48: millrace.v1.Counters
+	(*Placement)(nil),           // 49: millrace.v1.Placement
+	(*WorkerAddresses)(nil),     // 50: millrace.v1.WorkerAddresses
+	(*Tier)(nil),                // 51: millrace.v1.Tier
 }
 var file_master_proto_depIdxs = []int32{
-	42, // 0: millrace.v1.StatReply.entry:type_name -> millrace.v1.Entry
-	42, // 1: millrace.v1.ListReply.entries:type_name -> millrace.v1.Entry
-	42, // 2: millrace.v1.LocateReply.entry:type_name -> millrace.v1.Entry
+	44, // 0: millrace.v1.StatReply.entry:type_name -> millrace.v1.Entry
+	44, // 1: millrace.v1.ListReply.entries:type_name -> millrace.v1.Entry
+	44, // 2: millrace.v1.LocateReply.entry:type_name -> millrace.v1.Entry
 	6,  // 3: millrace.v1.LocateReply.blocks:type_name -> millrace.v1.BlockLocation
-	41, // 4: millrace.v1.AddUFSRequest.options:type_name -> millrace.v1.AddUFSRequest.OptionsEntry
-	43, // 5: millrace.v1.AddUFSReply.mount:type_name -> millrace.v1.UFSMount
-	44, // 6: millrace.v1.ListUFSReply.mounts:type_name -> millrace.v1.Mounts
+	43, // 4: millrace.v1.AddUFSRequest.options:type_name -> millrace.v1.AddUFSRequest.OptionsEntry
+	45, // 5: millrace.v1.AddUFSReply.mount:type_name -> millrace.v1.UFSMount
+	46, // 6: millrace.v1.ListUFSReply.mounts:type_name -> millrace.v1.Mounts
 	26, // 7: millrace.v1.ListJobsReply.jobs:type_name -> millrace.v1.Job
 	0,  // 8: millrace.v1.Job.state:type_name -> millrace.v1.JobState
 	25, // 9: millrace.v1.Job.files:type_name -> millrace.v1.JobSums
 	25, // 10: millrace.v1.Job.bytes:type_name -> millrace.v1.JobSums
 	28, // 11: millrace.v1.StatusReply.masters:type_name -> millrace.v1.MasterInfo
-	45, // 12: millrace.v1.StatusReply.workers:type_name -> millrace.v1.WorkerInfo
-	44, // 13: millrace.v1.StatusReply.mounts:type_name -> millrace.v1.Mounts
-	46, // 14: millrace.v1.StatusReply.counters:type_name -> millrace.v1.Counters
-	47, // 15: millrace.v1.Membership.placement:type_name -> millrace.v1.Placement
-	45, // 16: millrace.v1.Membership.workers:type_name -> millrace.v1.WorkerInfo
-	46, // 17: millrace.v1.ReportClientRequest.counters:type_name -> millrace.v1.Counters
-	48, // 18: millrace.v1.RegisterRequest.addresses:type_name -> millrace.v1.WorkerAddresses
-	47, // 19: millrace.v1.RegisterReply.placement:type_name -> millrace.v1.Placement
-	44, // 20: millrace.v1.RegisterReply.mounts:type_name -> millrace.v1.Mounts
-	48, // 21: millrace.v1.HeartbeatRequest.addresses:type_name -> millrace.v1.WorkerAddresses
-	49, // 22: millrace.v1.HeartbeatRequest.tiers:type_name -> millrace.v1.Tier
-	46, // 23: millrace.v1.HeartbeatRequest.counters:type_name -> millrace.v1.Counters
-	44, // 24: millrace.v1.HeartbeatReply.mounts:type_name -> millrace.v1.Mounts
-	47, // 25: millrace.v1.HeartbeatReply.placement:type_name -> millrace.v1.Placement
-	38, // 26: millrace.v1.HeartbeatReply.masters:type_name -> millrace.v1.MasterAddress
-	1,  // 27: millrace.v1.NamespaceService.Stat:input_type -> millrace.v1.StatRequest
-	3,  // 28: millrace.v1.NamespaceService.List:input_type -> millrace.v1.ListRequest
-	5,  // 29: millrace.v1.NamespaceService.Locate:input_type -> millrace.v1.LocateRequest
-	8,  // 30: millrace.v1.NamespaceService.Usage:input_type -> millrace.v1.UsageRequest
-	10, // 31: millrace.v1.NamespaceService.Free:input_type -> millrace.v1.FreeRequest
-	12, // 32: millrace.v1.UFSService.AddUFS:input_type -> millrace.v1.AddUFSRequest
-	14, // 33: millrace.v1.UFSService.ListUFS:input_type -> millrace.v1.ListUFSRequest
-	16, // 34: millrace.v1.UFSService.RemoveUFS:input_type -> millrace.v1.RemoveUFSRequest
-	18, // 35: millrace.v1.JobService.SubmitLoad:input_type -> millrace.v1.SubmitLoadRequest
-	20, // 36: millrace.v1.JobService.GetJob:input_type -> millrace.v1.GetJobRequest
-	21, // 37: millrace.v1.JobService.ListJobs:input_type -> millrace.v1.ListJobsRequest
-	23, // 38: millrace.v1.JobService.WatchJob:input_type -> millrace.v1.WatchJobRequest
-	24, // 39: millrace.v1.JobService.CancelJob:input_type -> millrace.v1.CancelJobRequest
-	27, // 40: millrace.v1.ClusterService.Status:input_type -> millrace.v1.StatusRequest
-	30, // 41: millrace.v1.ClusterService.Watch:input_type -> millrace.v1.WatchRequest
-	32, // 42: millrace.v1.ClusterService.ReportClient:input_type -> millrace.v1.ReportClientRequest
-	34, // 43: millrace.v1.WorkerRegistryService.Register:input_type -> millrace.v1.RegisterRequest
-	36, // 44: millrace.v1.WorkerRegistryService.Heartbeat:input_type -> millrace.v1.HeartbeatRequest
-	39, // 45: millrace.v1.WorkerRegistryService.ReportBlocks:input_type -> millrace.v1.ReportBlocksRequest
-	2,  // 46: millrace.v1.NamespaceService.Stat:output_type -> millrace.v1.StatReply
-	4,  // 47: millrace.v1.NamespaceService.List:output_type -> millrace.v1.ListReply
-	7,  // 48: millrace.v1.NamespaceService.Locate:output_type -> millrace.v1.LocateReply
-	9,  // 49: millrace.v1.NamespaceService.Usage:output_type -> millrace.v1.UsageReply
-	11, // 50: millrace.v1.NamespaceService.Free:output_type -> millrace.v1.FreeReply
-	13, // 51: millrace.v1.UFSService.AddUFS:output_type -> millrace.v1.AddUFSReply
-	15, // 52: millrace.v1.UFSService.ListUFS:output_type -> millrace.v1.ListUFSReply
-	17, // 53: millrace.v1.UFSService.RemoveUFS:output_type -> millrace.v1.RemoveUFSReply
-	19, // 54: millrace.v1.JobService.SubmitLoad:output_type -> millrace.v1.SubmitLoadReply
-	26, // 55: millrace.v1.JobService.GetJob:output_type -> millrace.v1.Job
-	22, // 56: millrace.v1.JobService.ListJobs:output_type -> millrace.v1.ListJobsReply
-	26, // 57: millrace.v1.JobService.WatchJob:output_type -> millrace.v1.Job
-	26, // 58: millrace.v1.JobService.CancelJob:output_type -> millrace.v1.Job
-	29, // 59: millrace.v1.ClusterService.Status:output_type -> millrace.v1.StatusReply
-	31, // 60: millrace.v1.ClusterService.Watch:output_type -> millrace.v1.Membership
-	33, // 61: millrace.v1.ClusterService.ReportClient:output_type -> millrace.v1.ReportClientReply
-	35, // 62: millrace.v1.WorkerRegistryService.Register:output_type -> millrace.v1.RegisterReply
-	37, // 63: millrace.v1.WorkerRegistryService.Heartbeat:output_type -> millrace.v1.HeartbeatReply
-	40, // 64: millrace.v1.WorkerRegistryService.ReportBlocks:output_type -> millrace.v1.ReportBlocksReply
-	46, // [46:65] is the sub-list for method output_type
-	27, // [27:46] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	47, // 12: millrace.v1.StatusReply.workers:type_name -> millrace.v1.WorkerInfo
+	46, // 13: millrace.v1.StatusReply.mounts:type_name -> millrace.v1.Mounts
+	48, // 14: millrace.v1.StatusReply.counters:type_name -> millrace.v1.Counters
+	49, // 15: millrace.v1.Membership.placement:type_name -> millrace.v1.Placement
+	47, // 16: millrace.v1.Membership.workers:type_name -> millrace.v1.WorkerInfo
+	32, // 17: millrace.v1.Membership.hot:type_name -> millrace.v1.HotBlock
+	48, // 18: millrace.v1.ReportClientRequest.counters:type_name -> millrace.v1.Counters
+	50, // 19: millrace.v1.RegisterRequest.addresses:type_name -> millrace.v1.WorkerAddresses
+	49, // 20: millrace.v1.RegisterReply.placement:type_name -> millrace.v1.Placement
+	46, // 21: millrace.v1.RegisterReply.mounts:type_name -> millrace.v1.Mounts
+	50, // 22: millrace.v1.HeartbeatRequest.addresses:type_name -> millrace.v1.WorkerAddresses
+	51, // 23: millrace.v1.HeartbeatRequest.tiers:type_name -> millrace.v1.Tier
+	48, // 24: millrace.v1.HeartbeatRequest.counters:type_name -> millrace.v1.Counters
+	38, // 25: millrace.v1.HeartbeatRequest.hottest:type_name -> millrace.v1.BlockHeat
+	46, // 26: millrace.v1.HeartbeatReply.mounts:type_name -> millrace.v1.Mounts
+	49, // 27: millrace.v1.HeartbeatReply.placement:type_name -> millrace.v1.Placement
+	40, // 28: millrace.v1.HeartbeatReply.masters:type_name -> millrace.v1.MasterAddress
+	1,  // 29: millrace.v1.NamespaceService.Stat:input_type -> millrace.v1.StatRequest
+	3,  // 30: millrace.v1.NamespaceService.List:input_type -> millrace.v1.ListRequest
+	5,  // 31: millrace.v1.NamespaceService.Locate:input_type -> millrace.v1.LocateRequest
+	8,  // 32: millrace.v1.NamespaceService.Usage:input_type -> millrace.v1.UsageRequest
+	10, // 33: millrace.v1.NamespaceService.Free:input_type -> millrace.v1.FreeRequest
+	12, // 34: millrace.v1.UFSService.AddUFS:input_type -> millrace.v1.AddUFSRequest
+	14, // 35: millrace.v1.UFSService.ListUFS:input_type -> millrace.v1.ListUFSRequest
+	16, // 36: millrace.v1.UFSService.RemoveUFS:input_type -> millrace.v1.RemoveUFSRequest
+	18, // 37: millrace.v1.JobService.SubmitLoad:input_type -> millrace.v1.SubmitLoadRequest
+	20, // 38: millrace.v1.JobService.GetJob:input_type -> millrace.v1.GetJobRequest
+	21, // 39: millrace.v1.JobService.ListJobs:input_type -> millrace.v1.ListJobsRequest
+	23, // 40: millrace.v1.JobService.WatchJob:input_type -> millrace.v1.WatchJobRequest
+	24, // 41: millrace.v1.JobService.CancelJob:input_type -> millrace.v1.CancelJobRequest
+	27, // 42: millrace.v1.ClusterService.Status:input_type -> millrace.v1.StatusRequest
+	30, // 43: millrace.v1.ClusterService.Watch:input_type -> millrace.v1.WatchRequest
+	33, // 44: millrace.v1.ClusterService.ReportClient:input_type -> millrace.v1.ReportClientRequest
+	35, // 45: millrace.v1.WorkerRegistryService.Register:input_type -> millrace.v1.RegisterRequest
+	37, // 46: millrace.v1.WorkerRegistryService.Heartbeat:input_type -> millrace.v1.HeartbeatRequest
+	41, // 47: millrace.v1.WorkerRegistryService.ReportBlocks:input_type -> millrace.v1.ReportBlocksRequest
+	2,  // 48: millrace.v1.NamespaceService.Stat:output_type -> millrace.v1.StatReply
+	4,  // 49: millrace.v1.NamespaceService.List:output_type -> millrace.v1.ListReply
+	7,  // 50: millrace.v1.NamespaceService.Locate:output_type -> millrace.v1.LocateReply
+	9,  // 51: millrace.v1.NamespaceService.Usage:output_type -> millrace.v1.UsageReply
+	11, // 52: millrace.v1.NamespaceService.Free:output_type -> millrace.v1.FreeReply
+	13, // 53: millrace.v1.UFSService.AddUFS:output_type -> millrace.v1.AddUFSReply
+	15, // 54: millrace.v1.UFSService.ListUFS:output_type -> millrace.v1.ListUFSReply
+	17, // 55: millrace.v1.UFSService.RemoveUFS:output_type -> millrace.v1.RemoveUFSReply
+	19, // 56: millrace.v1.JobService.SubmitLoad:output_type -> millrace.v1.SubmitLoadReply
+	26, // 57: millrace.v1.JobService.GetJob:output_type -> millrace.v1.Job
+	22, // 58: millrace.v1.JobService.ListJobs:output_type -> millrace.v1.ListJobsReply
+	26, // 59: millrace.v1.JobService.WatchJob:output_type -> millrace.v1.Job
+	26, // 60: millrace.v1.JobService.CancelJob:output_type -> millrace.v1.Job
+	29, // 61: millrace.v1.ClusterService.Status:output_type -> millrace.v1.StatusReply
+	31, // 62: millrace.v1.ClusterService.Watch:output_type -> millrace.v1.Membership
+	34, // 63: millrace.v1.ClusterService.ReportClient:output_type -> millrace.v1.ReportClientReply
+	36, // 64: millrace.v1.WorkerRegistryService.Register:output_type -> millrace.v1.RegisterReply
+	39, // 65: millrace.v1.WorkerRegistryService.Heartbeat:output_type -> millrace.v1.HeartbeatReply
+	42, // 66: millrace.v1.WorkerRegistryService.ReportBlocks:output_type -> millrace.v1.ReportBlocksReply
+	48, // [48:67] is the sub-list for method output_type
+	29, // [29:48] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_master_proto_init() }
@@ -2760,7 +2924,7 @@ func file_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_master_proto_rawDesc), len(file_master_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

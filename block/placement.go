@@ -33,6 +33,19 @@ type Placement struct {
 // PlacesWhole reports whether one worker owns all of a file of that length.
 func (p Placement) PlacesWhole(length int64) bool { return length <= p.WholeFileLimit }
 
+// WholeFile is the block index that stands for all blocks of a file that is
+// placed whole.
+const WholeFile = math.MaxUint32
+
+// Unit returns what a block of a file of the given length is placed by: itself,
+// or the whole file.
+func (p Placement) Unit(k Key, length int64) Key {
+	if p.PlacesWhole(length) {
+		k.Index = WholeFile
+	}
+	return k
+}
+
 // Owners returns the n best workers for a block of a file of the given
 // length, best first; fewer if there are fewer. It depends on the placement,
 // the file ID and, for files above WholeFileLimit, the block index alone.
@@ -44,10 +57,7 @@ func (p Placement) PlacesWhole(length int64) bool { return length <= p.WholeFile
 // that is placed whole. Equal scores are ordered by worker ID.
 // Source: Schindelhauer and Schomaker, "Weighted Distributed Hash Tables", 2005.
 func (p Placement) Owners(k Key, length int64, n int) []WorkerID {
-	if p.PlacesWhole(length) {
-		k.Index = math.MaxUint32
-	}
-	keyHash := k.hash()
+	keyHash := p.Unit(k, length).hash()
 
 	type scored struct {
 		id    WorkerID

@@ -76,8 +76,11 @@ type ReadRequest struct {
 	PlacementEpoch uint64 // the epoch by which the client chose this worker; 0 if it does not know
 	TraceID        uint64 // 0 is none
 	CachedOnly     bool   // answer from the cache or with errs.NotCached
-	// Replica says that the client is on this host and that another worker owns
-	// the file: keep it as a replica, filled from the owner.
+	// Local says that the client is on this host: it came through the socket.
+	Local bool
+	// Replica says that another worker owns what is read, and that this one is
+	// to serve it too, for its host or as it is hot: keep it as a replica,
+	// filled from the owner.
 	Replica bool
 	// ReadThrough says that a worker asks which fills a replica: the owner
 	// fetches what it does not have, others answer as to CachedOnly.

@@ -297,7 +297,7 @@ func (c *serverConn) payload(r *request) error {
 		r.refuse = c.prepareOpenRead(r, b)
 	case opRead, opReadV:
 		if r.refuse = c.refer(r); r.refuse == nil {
-			r.refuse = r.prepareRead(b, r.handle.geometry)
+			r.refuse = c.prepareRead(r, b, r.handle.geometry)
 		}
 	case opFD:
 		r.refuse = c.refer(r)
@@ -359,7 +359,7 @@ func (c *serverConn) prepareOpenRead(r *request, b []byte) error {
 	if err := c.prepareOpen(r, b[readPayloadSize:]); err != nil {
 		return err
 	}
-	err := r.prepareRead(b[:readPayloadSize], r.ticket.Geometry())
+	err := c.prepareRead(r, b[:readPayloadSize], r.ticket.Geometry())
 	if err != nil {
 		c.giveRoom(r.size)
 	}
@@ -380,14 +380,15 @@ func (c *serverConn) refer(r *request) error {
 }
 
 // prepareRead decodes the ranges in b of a file with geometry g.
-func (r *request) prepareRead(b []byte, g block.Geometry) error {
+func (c *serverConn) prepareRead(r *request, b []byte, g block.Geometry) error {
 	h := &r.head
 	var err error
 	if r.ranges, err = appendExtents(r.ranges[:0], b, g, h.Block); err != nil {
 		return errs.E(errs.Invalid, "read", "", err)
 	}
+	_, local := c.nc.(*net.UnixConn)
 	r.read = ReadRequest{
-		Priority: h.Priority, PlacementEpoch: h.PlacementEpoch, TraceID: h.TraceID,
+		Local: local, Priority: h.Priority, PlacementEpoch: h.PlacementEpoch, TraceID: h.TraceID,
 		CachedOnly: h.Flags&flagCachedOnly != 0,
 		Replica:    h.Flags&flagReplica != 0, ReadThrough: h.Flags&flagReadThrough != 0,
 	}

@@ -58,6 +58,18 @@ type Config struct {
 	// 0: an eighth of the smallest cache directory of all workers.
 	WholeFileLimit size.Bytes `toml:"whole_file_limit"`
 
+	// HotRate is how many bytes per second of one block, or of a file that one
+	// worker owns, other hosts may read from a worker before a further one serves
+	// it too; a read of less than 64 KiB counts as that many, since it costs a
+	// worker as much. The default is a fifth of a network of 10 Gb/s. 0: never.
+	HotRate size.Bytes `toml:"hot_rate"`
+	// HotReplicas is how many workers may serve a block beside its owner: 1 to
+	// 100.
+	HotReplicas int `toml:"hot_replicas"`
+	// HotHold is for how long less than half of what asked for them must be read
+	// before there are fewer again.
+	HotHold size.Duration `toml:"hot_hold"`
+
 	// BlockSize is the block size of under-store mounts that name none: a
 	// multiple of 256 KiB up to 1 GiB.
 	BlockSize size.Bytes `toml:"block_size"`
@@ -142,6 +154,9 @@ func DefaultConfig() Config {
 		ApplyTimeout:           size.Duration(10 * time.Second),
 		SuspectAfter:           size.Duration(3 * time.Second),
 		LostAfter:              size.Duration(30 * time.Second),
+		HotRate:                256 * size.MiB,
+		HotReplicas:            4,
+		HotHold:                size.Duration(30 * time.Second),
 		BlockSize:              size.Bytes(block.DefaultBlockSize),
 		FreshnessTTL:           size.Duration(time.Minute),
 		NeverTTL:               size.Duration(time.Hour),
@@ -184,6 +199,7 @@ func (c Config) Validate() error {
 		{"raft_snapshot_interval", c.RaftSnapshotInterval},
 		{"apply_timeout", c.ApplyTimeout},
 		{"suspect_after", c.SuspectAfter},
+		{"hot_hold", c.HotHold},
 		{"freshness_ttl", c.FreshnessTTL},
 		{"never_ttl", c.NeverTTL},
 		{"missing_ttl", c.MissingTTL},
@@ -214,6 +230,7 @@ func (c Config) Validate() error {
 		{"task_bytes", int64(c.TaskBytes)},
 		{"item_attempts", int64(c.ItemAttempts)},
 		{"max_clients", int64(c.MaxClients)},
+		{"hot_replicas", int64(c.HotReplicas)},
 	} {
 		if n.val < 1 {
 			bad(n.key, "must be at least 1, is %d", n.val)
@@ -230,6 +247,12 @@ func (c Config) Validate() error {
 	}
 	if c.ListAheadLooks < 0 {
 		bad("list_ahead_looks", "must not be negative")
+	}
+	if c.HotRate < 0 {
+		bad("hot_rate", "must not be negative")
+	}
+	if c.HotReplicas > maxHotReplicas {
+		bad("hot_replicas", "must be at most %d, is %d", maxHotReplicas, c.HotReplicas)
 	}
 	if c.WholeFileLimit < 0 {
 		bad("whole_file_limit", "must not be negative")

@@ -36,6 +36,7 @@ type membership struct {
 	state  func() *fsm.State
 	blocks *blockmap.Map
 	change *broadcast
+	hot    *hotBlocks
 
 	mu      sync.Mutex
 	members map[string]*member
@@ -51,6 +52,7 @@ type member struct {
 	counters       *api.Counters
 	mountsVersion  uint64
 	placementEpoch uint64
+	hottest        []heatOf
 	state          string // as watchers were told
 }
 
@@ -61,7 +63,7 @@ type clientReport struct {
 
 func newMembership(cfg Config, now func() time.Time, state func() *fsm.State, blocks *blockmap.Map) *membership {
 	return &membership{
-		cfg: cfg, now: now, state: state, blocks: blocks, change: newBroadcast(),
+		cfg: cfg, now: now, state: state, blocks: blocks, change: newBroadcast(), hot: newHotBlocks(cfg, now),
 		members: make(map[string]*member), clients: make(map[string]*clientReport),
 	}
 }
@@ -126,7 +128,7 @@ func (m *membership) hear(r *api.HeartbeatRequest) error {
 		w.heard = w.heard.Add(-m.cfg.SuspectAfter.Std())
 	}
 	w.addresses, w.tiers = r.GetAddresses(), r.GetTiers()
-	w.counters = r.GetCounters()
+	w.counters, w.hottest = r.GetCounters(), heatsOf(r.GetHottest())
 	w.mountsVersion, w.placementEpoch = r.GetMountsVersion(), r.GetPlacementEpoch()
 	if state := m.stateOf(w); state != w.state {
 		w.state, changed = state, true
@@ -162,6 +164,7 @@ func (m *membership) tick() {
 			changed = true
 		}
 	}
+	changed = m.judgeHeat(st) || changed
 	for id, c := range m.clients {
 		if m.now().Sub(c.heard) > m.cfg.ClientTTL.Std() {
 			delete(m.clients, id)
@@ -170,6 +173,25 @@ func (m *membership) tick() {
 	if changed {
 		m.change.notify()
 	}
+}
+
+// judgeHeat sums up what live workers said of their hottest blocks, and reports
+// whether watchers are to be told which are hot. The lock is held.
+func (m *membership) judgeHeat(st *fsm.State) (tell bool) {
+	demand, owners := make(map[block.Key]int64), 0
+	for id, reg := range st.Workers {
+		w := m.members[id]
+		if w == nil || m.stateOf(w) != stateLive {
+			continue
+		}
+		if !reg.Draining {
+			owners++
+		}
+		for _, h := range w.hottest {
+			demand[h.key] += h.rate
+		}
+	}
+	return m.hot.judge(demand, owners)
 }
 
 // run ticks until ctx ends.

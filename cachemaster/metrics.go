@@ -50,7 +50,8 @@ func (c *ufsCounters) counters() *api.Counters {
 type metrics struct {
 	m *Master
 
-	leader, applied, workers, blocks    *prometheus.Desc
+	leader, applied, workers            *prometheus.Desc
+	blocks, hot                         *prometheus.Desc
 	cacheEntries, cacheBytes            *prometheus.Desc
 	cacheHits, cacheMisses              *prometheus.Desc
 	ufsRequests, ufsListBytes, ufsBytes *prometheus.Desc
@@ -68,6 +69,7 @@ func newMetrics(m *Master, reg prometheus.Registerer) (*metrics, error) {
 		leader:       desc("leader", "1 if this master leads."),
 		applied:      desc("applied_index", "Index of the last log entry that the state machine applied."),
 		workers:      desc("workers", "Registered workers by state.", "state"),
+		hot:          desc("hot_blocks", "Blocks that more workers than their owner serve."),
 		blocks:       desc("block_locations", "Locations in the block map."),
 		cacheEntries: desc("metadata_cache_entries", "Stats and listings in the metadata cache."),
 		cacheBytes:   desc("metadata_cache_bytes", "Memory that the metadata cache takes."),
@@ -108,6 +110,7 @@ func (c *metrics) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range c.m.members.countByState() {
 		gauge(c.workers, float64(n), state)
 	}
+	gauge(c.hot, float64(c.m.members.hot.len()))
 	gauge(c.blocks, float64(c.m.blocks.Len()))
 	entries, bytes := c.m.ns.cache.size()
 	gauge(c.cacheEntries, float64(entries))

@@ -74,9 +74,11 @@ func (s *clusterService) Watch(_ *api.WatchRequest, stream grpc.ServerStreamingS
 			return errs.E(errs.Unavailable, "watch", "", errNotEntered)
 		}
 		st := s.m.store.State()
+		hot, valid := s.m.members.hot.proto()
 		err := stream.Send(&api.Membership{
 			ClusterId: st.ClusterID, Placement: placementProto(st),
 			Workers: s.m.members.workers(), MountsVersion: st.MountsVersion,
+			Hot: hot, HotValidMs: valid.Milliseconds(),
 		})
 		if err != nil {
 			return err

@@ -24,6 +24,7 @@ type fetcher struct {
 	tier      *tier.Store
 	peers     *peers // asked before the under-stores; may be nil
 	mounts    *mountTable
+	placed    *ownership
 	inflight  *gate // bytes asked for and not yet received
 	fetchSize int64 // bytes of one request, a multiple of the page size
 	counters  *counters
@@ -37,9 +38,9 @@ type fetcher struct {
 	loose   map[block.FileID][]*looseBytes
 }
 
-func newFetcher(cfg Config, store *tier.Store, mounts *mountTable, c *counters, log *slog.Logger) *fetcher {
+func newFetcher(cfg Config, store *tier.Store, mounts *mountTable, placed *ownership, c *counters, log *slog.Logger) *fetcher {
 	return &fetcher{
-		tier: store, mounts: mounts, inflight: newGate(int64(cfg.MaxInflightBytes)), fetchSize: int64(cfg.FetchSize),
+		tier: store, mounts: mounts, placed: placed, inflight: newGate(int64(cfg.MaxInflightBytes)), fetchSize: int64(cfg.FetchSize),
 		counters: c, log: log, crew: newCrew(cfg.FetchConcurrency),
 		flights: make(map[block.FileID][]*flight), loose: make(map[block.FileID][]*looseBytes),
 	}
@@ -181,7 +182,7 @@ func (f *fetcher) fly(ctx context.Context, t *block.Ticket, fl *flight) {
 // welcome counts pages that were fetched ahead of their reader as used, so
 // that they are not evicted as the newest that nobody read.
 func (f *fetcher) welcome(t *block.Ticket, fl *flight) {
-	if h, err := f.tier.Acquire(fileOf(t, fl.replica), t.Geometry().PagesExtent(fl.first, fl.end)); err == nil {
+	if h, err := f.tier.Acquire(f.placed.fileOf(t, fl.replica), t.Geometry().PagesExtent(fl.first, fl.end)); err == nil {
 		h.Release()
 	}
 }
@@ -208,7 +209,7 @@ func (f *fetcher) fetch(ctx context.Context, t *block.Ticket, fl *flight) error 
 	}
 	defer leave()
 
-	h, err := f.tier.Acquire(fileOf(t, fl.replica), e)
+	h, err := f.tier.Acquire(f.placed.fileOf(t, fl.replica), e)
 	if err != nil {
 		return &unkeptError{err}
 	}

@@ -45,7 +45,7 @@ type peers struct {
 	timeout  time.Duration // of one request for chunkSize bytes, connecting included
 	config   blockio.ClientConfig
 	epoch    func() uint64 // of the placement
-	owner    func(*block.Ticket) block.WorkerID
+	placed   *ownership
 	counters *counters
 	log      *slog.Logger
 
@@ -75,7 +75,7 @@ func newPeers(cfg Config, w *Worker) *peers {
 		tier:    w.tier, gate: w.fetcher.inflight, share: &share{most: int64(cfg.FetchConcurrency)},
 		timeout: cfg.PeerTimeout.Std(), config: config,
 		epoch:    func() uint64 { return w.placement.Load().GetEpoch() },
-		owner:    w.owner,
+		placed:   w.placed,
 		counters: w.counters, log: w.log, known: make(map[block.WorkerID]*peer),
 	}
 }
@@ -91,7 +91,7 @@ func (p *peers) fill(ctx context.Context, t *block.Ticket, fl *flight) (next int
 		key := block.Key{File: t.FileID, Index: uint32(index)}
 		var owner block.WorkerID
 		if fl.replica {
-			owner = p.owner(t)
+			owner = p.placed.owner(t, next*block.PageSize)
 		}
 		holders, owning := p.find(ctx, key, owner)
 		rand.Shuffle(len(holders), func(i, j int) { holders[i], holders[j] = holders[j], holders[i] })
@@ -119,7 +119,7 @@ func (p *peers) fill(ctx context.Context, t *block.Ticket, fl *flight) (next int
 // caches, or through it what it does not.
 func (p *peers) have(ctx context.Context, from *api.Holder, t *block.Ticket, first, end int64, fl *flight, through bool) (next int64, err error) {
 	e := t.Geometry().PagesExtent(first, end)
-	h, err := p.tier.Acquire(fileOf(t, fl.replica), e)
+	h, err := p.tier.Acquire(p.placed.fileOf(t, fl.replica), e)
 	if err != nil {
 		return first, &unkeptError{err}
 	}

@@ -76,8 +76,8 @@ func (f *openFile) Close() error {
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
 	r := reader{
 		w: f.w, t: f.t, geo: f.t.Geometry(), to: to, verify: f.verifies(),
-		replica: f.w.asReplica(f.t, req), forWorker: forWorker(req),
-		cachedOnly: req.CachedOnly || req.ReadThrough && f.w.owner(f.t) != f.w.ID(),
+		replica: f.w.placed.asReplica(f.t, req), forWorker: forWorker(req),
+		cachedOnly: req.CachedOnly || req.ReadThrough && f.w.placed.owner(f.t, req.Extent.Offset) != f.w.ID(),
 	}
 	switch req.Priority {
 	case blockio.PriorityRead:
@@ -110,8 +110,11 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 func (f *openFile) served(req blockio.ReadRequest, n int64) {
 	if forWorker(req) {
 		f.w.counters.peerSent.Add(n)
-	} else {
-		f.w.counters.bytesServed.Add(n)
+		return
+	}
+	f.w.counters.bytesServed.Add(n)
+	if !req.Local && !f.t.Unsettled {
+		f.w.heat.note(f.w.placed.unit(f.t, req.Extent.Offset), n)
 	}
 }
 
@@ -158,7 +161,7 @@ func (f *openFile) hit(ctx context.Context, req blockio.ReadRequest, pages int64
 	}
 	f.w.counters.pageHits.Add(pages)
 	if ahead := f.next(req, req.Extent, block.Extent{}); !ahead.IsEmpty() {
-		f.w.begin(ctx, f.t, f.w.asReplica(f.t, req), ahead, urgentAhead)
+		f.w.begin(ctx, f.t, f.w.placed.asReplica(f.t, req), ahead, urgentAhead)
 	}
 }
 
@@ -211,7 +214,7 @@ func (r *reader) piece(ctx context.Context, e, ahead block.Extent) error {
 // pinned serves e under one handle of the tier, and returns how many bytes it
 // served.
 func (r *reader) pinned(ctx context.Context, e, ahead block.Extent, count bool) (int64, error) {
-	h, err := r.w.tier.Acquire(fileOf(r.t, r.replica), e)
+	h, err := r.w.tier.Acquire(r.w.placed.fileOf(r.t, r.replica), e)
 	if err != nil {
 		return 0, err
 	}
@@ -422,7 +425,7 @@ func (w *Worker) begin(ctx context.Context, t *block.Ticket, replica bool, e blo
 	if e.IsEmpty() {
 		return
 	}
-	h, err := w.tier.Acquire(fileOf(t, replica), e)
+	h, err := w.tier.Acquire(w.placed.fileOf(t, replica), e)
 	if err != nil {
 		w.log.Debug("reading ahead", "path", t.Path, "err", err)
 		return

@@ -25,34 +25,54 @@ func placementOf(p *api.Placement) *block.Placement {
 	return out
 }
 
-// owner returns the one worker that owns all of a file; "" if there is none,
-// or if it is not known.
-func (w *Worker) owner(t *block.Ticket) block.WorkerID {
-	p := w.placed.Load()
-	if p == nil || !p.PlacesWhole(t.Length) {
+// ownership says who owns what by the placement that it holds; nil: none is
+// known yet.
+type ownership struct {
+	atomic.Pointer[block.Placement]
+
+	self block.WorkerID
+}
+
+// unit returns what the byte of a file at off is placed by.
+func (o *ownership) unit(t *block.Ticket, off int64) block.Key {
+	k := block.Key{File: t.FileID, Index: uint32(t.Geometry().BlockOf(off))}
+	if p := o.Load(); p != nil {
+		k = p.Unit(k, t.Length)
+	}
+	return k
+}
+
+// owner returns the worker that owns the byte of a file at off; "" if it is
+// not known.
+func (o *ownership) owner(t *block.Ticket, off int64) block.WorkerID {
+	p := o.Load()
+	if p == nil {
 		return ""
 	}
-	owners := p.Owners(block.Key{File: t.FileID}, t.Length, 1)
+	owners := p.Owners(o.unit(t, off), t.Length, 1)
 	if len(owners) == 0 {
 		return ""
 	}
 	return owners[0]
 }
 
-// asReplica reports whether a request is to be kept as a replica: a client of
-// this host asks for that, and another worker owns the file.
-func (w *Worker) asReplica(t *block.Ticket, req blockio.ReadRequest) bool {
+// asReplica reports whether what a request brings is to be kept as a replica:
+// the client wants it here, and another worker owns it.
+func (o *ownership) asReplica(t *block.Ticket, req blockio.ReadRequest) bool {
 	if !req.Replica || t.Unsettled {
 		return false
 	}
-	owner := w.owner(t)
-	return owner != "" && owner != w.ID()
+	owner := o.owner(t, req.Extent.Offset)
+	return owner != "" && owner != o.self
 }
 
 // fileOf returns the file that a ticket grants, as it is to be kept.
-func fileOf(t *block.Ticket, replica bool) tier.File {
+func (o *ownership) fileOf(t *block.Ticket, replica bool) tier.File {
 	f := tier.FileOf(t)
 	f.Replica = replica
+	if p := o.Load(); replica && p != nil {
+		f.Piecewise = !p.PlacesWhole(t.Length)
+	}
 	return f
 }
 
@@ -65,7 +85,7 @@ func forWorker(req blockio.ReadRequest) bool { return req.CachedOnly || req.Read
 // is left is to come from the under-store. The error is write's.
 func (p *peers) pass(ctx context.Context, t *block.Ticket, e block.Extent, u urgency, write func([]byte) error) (n int64, err error) {
 	key := block.Key{File: t.FileID, Index: uint32(t.Geometry().BlockOf(e.Offset))}
-	_, owner := p.find(ctx, key, p.owner(t))
+	_, owner := p.find(ctx, key, p.placed.owner(t, e.Offset))
 	if owner == nil {
 		return 0, nil
 	}

@@ -59,13 +59,14 @@ type Worker struct {
 	fetcher   *fetcher
 	loader    *loader
 	aheads    *aheads
+	heat      *heat
 	counters  *counters
 	data      *blockio.Server
 	masters   *masterSet
 
 	placement atomic.Pointer[api.Placement]
-	placed    atomic.Pointer[block.Placement] // the same
-	isKnown   atomic.Bool                     // to the cluster
+	placed    *ownership  // by the same
+	isKnown   atomic.Bool // to the cluster
 	// refusal is why the worker cannot join the cluster of the master that it
 	// last heard of; nil if it can.
 	refusal    atomic.Pointer[error]
@@ -95,7 +96,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	}
 	w := &Worker{
 		cfg: cfg, log: log, tier: deps.Store, deps: deps, identity: id,
-		counters: &counters{}, stopping: make(chan struct{}),
+		counters: &counters{}, stopping: make(chan struct{}), placed: &ownership{self: id.current().WorkerID}, heat: newHeat(),
 	}
 	// What is fetched ahead must not be evicted before its reader comes.
 	w.aheads = newAheads(min(int64(cfg.ReadaheadMax), w.capacity().least/aheadShare))
@@ -112,7 +113,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	if err := w.mounts.load(deps.DataDir); err != nil {
 		return nil, err
 	}
-	w.fetcher = newFetcher(cfg, deps.Store, w.mounts, w.counters, log)
+	w.fetcher = newFetcher(cfg, deps.Store, w.mounts, w.placed, w.counters, log)
 	w.loader = newLoader(w, cfg.LoadConcurrency, w.capacity().most)
 	w.data = blockio.NewServer(deps.DataPlane, blockio.Identity{WorkerID: id.current().WorkerID, BootID: deps.BootID}, w, log, reg)
 	if w.masters, err = newMasterSet(cfg, deps.Masters, w, log); err != nil {
@@ -348,6 +349,7 @@ func (w *Worker) heartbeatRequest() *api.HeartbeatRequest {
 		WorkerId: string(id.WorkerID), StartEpoch: id.StartEpoch, Addresses: w.addresses,
 		Counters:      w.counters.proto(tierCounts{checksumErrors: stats.ChecksumErrors, evictedBytes: stats.EvictedBytes}),
 		MountsVersion: w.mounts.version(), PlacementEpoch: w.placement.Load().GetEpoch(),
+		Hottest: w.heat.hottest(),
 	}
 	for _, d := range w.tier.Status() {
 		in.Tiers = append(in.Tiers, &api.Tier{

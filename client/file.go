@@ -251,26 +251,35 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 type route struct {
 	at    *membership
 	index uint32
-	to    *member // nil if nobody who is believed to answer owns it
+	until time.Time // then another one is to be found; zero: at the next membership
+	to    *member   // nil if nobody who is believed to answer owns it
 }
 
 // owners returns who to ask for a block, best first: its owners, and before
 // them the worker of this host that is to keep a file as a replica, if it is one
-// that is placed whole.
+// that is placed whole; of a hot block, one of those that serve it.
 func (f *File) owners(m *membership, key block.Key, doubtful func(block.WorkerID) bool) []member {
 	here := f.c.workers.local
 	if f.entry.Spread || f.ticket.Load().Unsettled || !m.placement.PlacesWhole(f.entry.Size) {
 		here = nil
 	}
-	return m.owners(key, f.entry.Size, f.c.cfg.Owners, doubtful, here)
+	servers := m.servers(key, f.entry.Size)
+	list := m.owners(key, f.entry.Size, max(f.c.cfg.Owners, servers), doubtful, here)
+	if servers < 2 || f.ticket.Load().Unsettled || len(list) == 0 || list[0].replica {
+		return list
+	}
+	return m.spread(list, m.placement.Owners(key, f.entry.Size, servers), doubtful, f.c.workers.local)
 }
 
 // route returns the first owner of a block; nil if it should not be asked.
 func (f *File) route(m *membership, key block.Key) *member {
-	if r := f.routed.Load(); r != nil && r.at == m && r.index == key.Index {
+	if r := f.routed.Load(); r != nil && r.at == m && r.index == key.Index && (r.until.IsZero() || time.Now().Before(r.until)) {
 		return r.to
 	}
 	r := &route{at: m, index: key.Index}
+	if m.servers(key, f.entry.Size) > 1 {
+		r.until = m.hotUntil
+	}
 	if owners := f.owners(m, key, never); len(owners) > 0 && owners[0].believed() {
 		r.to = &owners[0]
 	}

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -29,11 +30,25 @@ type member struct {
 // believed reports whether the masters expect the worker to answer.
 func (w *member) believed() bool { return w.state != "lost" && w.state != "suspect" }
 
+// rank orders workers by how likely they are to answer; 0 is best.
+func (w *member) rank(doubtful func(block.WorkerID) bool) int {
+	r := 0
+	if !w.believed() {
+		r++
+	}
+	if doubtful(w.id) {
+		r += 2
+	}
+	return r
+}
+
 // membership is one version of who is there. It is immutable.
 type membership struct {
 	clusterID string
 	placement block.Placement
 	members   map[block.WorkerID]member
+	hot       map[block.Key]int // how many serve a hot block; by its unit of placement
+	hotUntil  time.Time         // then none is
 }
 
 func membershipOf(m *api.Membership) *membership {
@@ -43,6 +58,7 @@ func membershipOf(m *api.Membership) *membership {
 	for _, w := range p.GetWorkers() {
 		out.placement.Workers = append(out.placement.Workers, block.PlacedWorker{ID: block.WorkerID(w.GetId()), Weight: w.GetWeight()})
 	}
+	out.hot, out.hotUntil = hotOf(m.GetHot()), time.Now().Add(time.Duration(m.GetHotValidMs())*time.Millisecond)
 	for _, w := range m.GetWorkers() {
 		a := w.GetAddresses()
 		id := block.WorkerID(w.GetId())
@@ -67,17 +83,7 @@ func (m *membership) owners(k block.Key, length int64, n int, doubtful func(bloc
 			list = append(list, w)
 		}
 	}
-	rank := func(w member) int {
-		r := 0
-		if !w.believed() {
-			r++
-		}
-		if doubtful(w.id) {
-			r += 2
-		}
-		return r
-	}
-	slices.SortStableFunc(list, func(a, b member) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(list, func(a, b member) int { return a.rank(doubtful) - b.rank(doubtful) })
 	if here == nil {
 		return list
 	}
@@ -87,7 +93,7 @@ func (m *membership) owners(k block.Key, length int64, n int, doubtful func(bloc
 		case !ok || !here(&w):
 		case i == 0:
 			return list
-		case rank(w) == 0:
+		case w.rank(doubtful) == 0:
 			list = slices.DeleteFunc(list, func(o member) bool { return o.id == id })
 			w.replica = true
 			return slices.Insert(list, 0, w)

@@ -226,6 +226,9 @@ type File struct {
 	// nothing is yet, takes part in the replicas' share of a directory, and goes
 	// before what is owned.
 	Replica bool
+	// Piecewise says of a replica that other blocks of the file may be owned
+	// here: all that is kept of it is kept as owned.
+	Piecewise bool
 }
 
 // FileOf returns the file that a ticket grants.

@@ -329,7 +329,7 @@ func (s *Store) newPart(f File) *part {
 		dirIndex:   noDir,
 	}
 	p.unit.part = p
-	if f.Replica {
+	if f.Replica && !f.Piecewise {
 		p.state.Or(unitReplica)
 	}
 	if f.Length > wholeLimit && s.byBlock {
