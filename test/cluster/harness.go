@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,10 +15,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"millrace/client"
 	"millrace/internal/wait"
+	"millrace/test/role"
 )
 
 // Config says what a cluster is made of.
@@ -30,9 +33,11 @@ type Config struct {
 	Masters, Workers int
 	// Cache is the size of each worker's cache, as in its configuration.
 	Cache string
-	// MasterTOML and WorkerTOML are lines put into the sections [master] and
-	// [worker] of every such process.
-	MasterTOML, WorkerTOML string
+	// Medium is that of each worker's cache: "ssd" if it is empty.
+	Medium string
+	// MasterTOML, WorkerTOML and MountTOML are lines put into the sections
+	// [master], [worker] and [fuse] of every such process.
+	MasterTOML, WorkerTOML, MountTOML string
 	// Env is added to the environment of every process.
 	Env []string
 	// Host says where the process of that name lives; nil: each at a loopback
@@ -51,7 +56,7 @@ type Host struct {
 
 // Cluster is a group of processes. Its methods may be called from any
 // goroutine, except that those that change what there is (New, AddWorker,
-// AddMaster, Close) are for one at a time.
+// AddMount, Close) are for one at a time.
 type Cluster struct {
 	cfg   Config
 	claim net.Listener // of the address 127.x.y.1, which keeps others off 127.x.y; nil with Config.Host
@@ -61,6 +66,7 @@ type Cluster struct {
 	hosts   int // that were given out
 	masters []*Process
 	workers []*Process
+	mounts  []*Process
 }
 
 // The first host number that is given out; 1 is the claim's.
@@ -132,15 +138,16 @@ func (c *Cluster) Addresses() []string {
 	return list
 }
 
-func (c *Cluster) newProcess(role string, number int, ports map[string]int) *Process {
-	name := fmt.Sprintf("%s-%d", role, number)
-	p := &Process{Name: name, Dir: filepath.Join(c.cfg.Dir, name), role: role, ports: ports, binary: c.cfg.Binary, env: c.cfg.Env}
+func (c *Cluster) newProcess(kind string, number int, ports map[string]int) *Process {
+	name := fmt.Sprintf("%s-%d", kind, number)
+	p := &Process{Dir: filepath.Join(c.cfg.Dir, name), role: kind, ports: ports, binary: c.cfg.Binary, env: c.cfg.Env}
 	if c.cfg.Host != nil {
 		p.host = c.cfg.Host(name)
-		return p
+	} else {
+		p.host.Address = fmt.Sprint(c.net, c.hosts)
+		c.hosts++
 	}
-	p.host.Address = fmt.Sprint(c.net, c.hosts)
-	c.hosts++
+	p.Name, p.HTTP = name, p.Address("http")
 	return p
 }
 
@@ -178,7 +185,7 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	c.common(&b)
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
-	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = \"ssd\"\ndir = %q\ncapacity = %q\n", p.CacheDir(), c.cfg.Cache)
+	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n", cmp.Or(c.cfg.Medium, "ssd"), p.CacheDir(), c.cfg.Cache)
 	if err := p.configure(b.String()); err != nil {
 		return nil, err
 	}
@@ -186,7 +193,27 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	return p, nil
 }
 
-// Start starts every process and waits until all are ready.
+// AddMount makes a FUSE mount of the whole namespace, which is not started, and
+// its mount point.
+func (c *Cluster) AddMount() (*Process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.newProcess("mount", len(c.mounts), map[string]int{"http": 7782})
+	p.args = []string{p.Point()}
+	var b strings.Builder
+	c.common(&b)
+	fmt.Fprintf(&b, "\n[fuse]\ndata_dir = %q\nhttp_listen = %q\n%s\n", p.DataDir(), p.Address("http"), c.cfg.MountTOML)
+	if err := p.configure(b.String()); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(p.Point(), 0o700); err != nil {
+		return nil, err
+	}
+	c.mounts = append(c.mounts, p)
+	return p, nil
+}
+
+// Start starts every master and worker and waits until all are ready.
 func (c *Cluster) Start(ctx context.Context) error {
 	all := append(c.Masters(), c.Workers()...)
 	for _, p := range all {
@@ -204,6 +231,10 @@ func (c *Cluster) Start(ctx context.Context) error {
 
 // Close kills every process.
 func (c *Cluster) Close() error {
+	for _, p := range c.mounts {
+		p.Kill()
+		_ = unix.Unmount(p.Point(), unix.MNT_DETACH) // what a killed mount left
+	}
 	for _, p := range append(c.Workers(), c.Masters()...) {
 		p.Kill()
 	}
@@ -219,7 +250,7 @@ func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
 				return m, nil
 			}
 		}
-		if err := wait.For(ctx, poll); err != nil {
+		if err := wait.For(ctx, role.Poll); err != nil {
 			return nil, fmt.Errorf("no master leads: %w", err)
 		}
 	}
@@ -260,11 +291,8 @@ func Until(ctx context.Context, condition func() error) error {
 		if err == nil {
 			return nil
 		}
-		if e := wait.For(ctx, poll); e != nil {
+		if e := wait.For(ctx, role.Poll); e != nil {
 			return errors.Join(e, err)
 		}
 	}
 }
-
-// poll is how often something is asked for that cannot be waited for.
-const poll = 20 * time.Millisecond
