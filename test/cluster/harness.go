@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,8 +32,8 @@ type Config struct {
 	Masters, Workers int
 	// Cache is the size of each worker's cache, as in its configuration.
 	Cache string
-	// Medium is that of each worker's cache: "ssd" if it is empty.
-	Medium string
+	// Memory is the size of a tier in memory before it; empty: none.
+	Memory string
 	// MasterTOML, WorkerTOML and MountTOML are lines put into the sections
 	// [master], [worker] and [fuse] of every such process.
 	MasterTOML, WorkerTOML, MountTOML string
@@ -185,7 +184,11 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	c.common(&b)
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
-	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n", cmp.Or(c.cfg.Medium, "ssd"), p.CacheDir(), c.cfg.Cache)
+	const tier = "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n"
+	if c.cfg.Memory != "" {
+		fmt.Fprintf(&b, tier, "memory", p.MemoryDir(), c.cfg.Memory)
+	}
+	fmt.Fprintf(&b, tier, "ssd", p.CacheDir(), c.cfg.Cache)
 	if err := p.configure(b.String()); err != nil {
 		return nil, err
 	}

@@ -45,6 +45,9 @@ func (p *Process) Address(name string) string {
 // start.
 func (p *Process) CacheDir() string { return filepath.Join(p.Dir, "cache") }
 
+// MemoryDir is the directory of a worker's tier in memory.
+func (p *Process) MemoryDir() string { return filepath.Join(p.Dir, "memory") }
+
 // Point is where a mount is mounted.
 func (p *Process) Point() string { return filepath.Join(p.Dir, "mnt") }
 
@@ -95,7 +98,7 @@ func (p *Process) explain(err error) error {
 // Wipe removes its state, and its cache if it is a worker, as a new disk does.
 // It must have ended.
 func (p *Process) Wipe() error {
-	return errors.Join(empty(p.DataDir()), empty(p.CacheDir()))
+	return errors.Join(empty(p.DataDir()), empty(p.CacheDir()), empty(p.MemoryDir()))
 }
 
 // empty removes what is in a directory, which may be missing, and leaves the
