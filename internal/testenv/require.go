@@ -49,7 +49,7 @@ const (
 func Require(tb testing.TB, needs ...Need) {
 	tb.Helper()
 	for _, n := range needs {
-		err := n.check()
+		err := n.Missing()
 		if err == nil {
 			continue
 		}
@@ -66,7 +66,8 @@ func required(list string, n Need) bool {
 	return slices.Contains(names, string(n)) || slices.Contains(names, "all")
 }
 
-func (n Need) check() error {
+// Missing says what is missing of it here, or nil.
+func (n Need) Missing() error {
 	switch n {
 	case S3Server:
 		_, err := serverBinary()

@@ -19,6 +19,7 @@ import (
 
 	"millrace/client"
 	"millrace/internal/wait"
+	"millrace/test/hosts"
 	"millrace/test/role"
 )
 
@@ -41,16 +42,7 @@ type Config struct {
 	Env []string
 	// Host says where the process of that name lives; nil: each at a loopback
 	// address of its own.
-	Host func(name string) Host
-}
-
-// Host is where a process lives.
-type Host struct {
-	// Address is its IP address, for its listeners alone.
-	Address string
-	// Enter is a command, with its first arguments, that runs the command behind
-	// them there, in the same process; empty for this host.
-	Enter []string
+	Host func(name string) hosts.Place
 }
 
 // Cluster is a group of processes. Its methods may be called from any

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"time"
 
+	"millrace/test/hosts"
 	"millrace/test/role"
 )
 
@@ -25,7 +26,7 @@ type Process struct {
 	Dir string
 
 	role   string
-	host   Host
+	host   hosts.Place
 	ports  map[string]int // by the names of addresses.json
 	args   []string       // further ones of the command
 	binary string
