@@ -33,8 +33,12 @@ type Process struct {
 	env    []string
 }
 
+// DiskDir is below which the process keeps everything that is on a disk: its
+// state, and its cache if it is a worker.
+func (p *Process) DiskDir() string { return filepath.Join(p.Dir, "disk") }
+
 // DataDir is where the process keeps its state.
-func (p *Process) DataDir() string { return filepath.Join(p.Dir, "data") }
+func (p *Process) DataDir() string { return filepath.Join(p.DiskDir(), "data") }
 
 // Address returns where it listens: "grpc", "http", and "raft" of a master or
 // "data" of a worker.
@@ -44,7 +48,7 @@ func (p *Process) Address(name string) string {
 
 // CacheDir is a worker's cache directory. It need not be there before the first
 // start.
-func (p *Process) CacheDir() string { return filepath.Join(p.Dir, "cache") }
+func (p *Process) CacheDir() string { return filepath.Join(p.DiskDir(), "cache") }
 
 // MemoryDir is the directory of a worker's tier in memory.
 func (p *Process) MemoryDir() string { return filepath.Join(p.Dir, "memory") }

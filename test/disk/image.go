@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"millrace/internal/wait"
 )
 
 // Image is an ext4 file system in a file, mounted or not.
@@ -21,7 +24,7 @@ type Image struct {
 // NewImage makes a file system of so many bytes in a new file, and mounts it at
 // dir, which is made.
 func NewImage(ctx context.Context, file, dir string, size int64) (*Image, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -61,10 +64,14 @@ func (m *Image) Cut() error {
 	return errors.Join(err, d.Close())
 }
 
-// Restore mounts it again after its power was cut. Nobody uses it any more.
+// Restore mounts it again after its power was cut. It waits until nobody uses it
+// any more.
 func (m *Image) Restore(ctx context.Context) error {
-	if err := unix.Unmount(m.Dir, 0); err != nil {
-		return fmt.Errorf("unmount %s: %w", m.Dir, err)
+	// A process that is just being started elsewhere may have it still.
+	for err := unix.Unmount(m.Dir, 0); err != nil; err = unix.Unmount(m.Dir, 0) {
+		if e := wait.For(ctx, 10*time.Millisecond); !errors.Is(err, unix.EBUSY) || e != nil {
+			return fmt.Errorf("unmount %s: %w", m.Dir, errors.Join(err, e))
+		}
 	}
 	return m.mount(ctx)
 }

@@ -17,7 +17,7 @@ type Small struct {
 
 // NewSmall mounts a file system of so many bytes at dir, which is made.
 func NewSmall(dir string, size int64) (*Small, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=700", size)); err != nil {

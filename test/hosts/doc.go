@@ -3,6 +3,6 @@
 // others, and hangs on one bridge with them, whose links lose what they are told
 // to. It needs root, and is for tests.
 //
-// All of it is in namespaces of the program's own, in which Inside runs it:
+// All of it is in namespaces of the program's own, in which Main runs it:
 // nothing has a name outside, or outlives the program.
 package hosts

@@ -57,7 +57,8 @@ func New(ctx context.Context, dir string) (*Network, error) {
 	n := &Network{dir: dir, hosts: map[string]*host{}}
 	for _, args := range []string{
 		"link add br0 type bridge", "link set br0 up",
-		"addr add " + ClientAddress + "/24 dev br0", "addr add " + StoreAddress + "/24 dev br0",
+		"addr add " + ClientAddress + "/24 dev br0",
+		"addr add " + StoreAddress + "/32 dev br0", // in no subnet, so that what is at it also speaks from it
 	} {
 		if err := command(ctx, "ip", strings.Fields(args)...); err != nil {
 			return nil, err

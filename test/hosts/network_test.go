@@ -16,22 +16,11 @@ import (
 	"millrace/test/hosts"
 )
 
-func TestMain(m *testing.M) { os.Exit(enter(m)) }
-
-// enter runs the tests in namespaces of their own, where that can be.
-func enter(m *testing.M) int {
+func TestMain(m *testing.M) {
 	if address := os.Getenv(answerVariable); address != "" {
-		return answerAt(address)
+		os.Exit(answerAt(address))
 	}
-	if hosts.Inside() || testenv.Namespaces.Missing() != nil {
-		return m.Run()
-	}
-	status, err := hosts.Run(context.Background(), os.Args[1:], time.Minute)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return status
+	os.Exit(hosts.Main(m.Run, time.Minute))
 }
 
 func must(t *testing.T, err error) {
