@@ -3,7 +3,6 @@ package rig
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"millrace/internal/child"
+	"millrace/test/role"
 )
 
 // stopPatience is how long `millrace up` may take to stop cleanly.
@@ -78,9 +78,11 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) {
 	if err := c.awaitReady(ctx, stdout); err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
-	if c.Masters, err = masterAddress(cfg.DataDir); err != nil {
+	master, err := role.Addresses(cfg.DataDir, "master")
+	if err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
+	c.Masters = master["grpc"]
 	return c, nil
 }
 
@@ -101,23 +103,6 @@ func (c *Cluster) awaitReady(ctx context.Context, stdout io.ReadCloser) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-func masterAddress(dataDir string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(dataDir, "addresses.json"))
-	if err != nil {
-		return "", err
-	}
-	var roles map[string]map[string]string
-	if err := json.Unmarshal(b, &roles); err != nil {
-		return "", fmt.Errorf("addresses.json: %w", err)
-	}
-	for role, names := range roles {
-		if addr := names["grpc"]; strings.HasPrefix(role, "master") && addr != "" {
-			return addr, nil
-		}
-	}
-	return "", errors.New("addresses.json names no master")
 }
 
 // PID returns the daemon's process ID.

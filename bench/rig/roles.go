@@ -2,21 +2,18 @@ package rig
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"millrace/internal/child"
+	"millrace/test/role"
 )
 
 // readyPatience is how long a role may take until it is ready.
@@ -44,14 +41,11 @@ type RolesConfig struct {
 
 // Role is one process of a cluster.
 type Role struct {
-	name      string
+	role.Process
+
 	dir       string // of addresses.json
-	proc      *child.Process
 	addresses map[string]string
 }
-
-// PID returns the role's process ID.
-func (r *Role) PID() int { return r.proc.PID() }
 
 // Address returns one of the addresses that the role listens on: grpc, data or
 // http.
@@ -131,7 +125,7 @@ func (r *Role) stop() error {
 	if r == nil {
 		return nil
 	}
-	return r.proc.Terminate(stopPatience)
+	return r.Terminate(stopPatience)
 }
 
 // Run runs `millrace ARGS...` against the cluster, its output going to the
@@ -163,13 +157,12 @@ func (c *Roles) launch(ctx context.Context, name, dir string, args ...string) (*
 	cmd.Env, cmd.Stderr = c.env(), c.cfg.Stderr
 	// Asked to end rather than killed, a mount takes itself away.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	proc, err := child.Start(cmd)
-	if err != nil {
+	r := &Role{Process: role.Process{Name: name}, dir: dir}
+	if err := r.Start(cmd); err != nil {
 		return nil, err
 	}
-	r := &Role{name: name, dir: dir, proc: proc}
 	if err := r.awaitReady(ctx); err != nil {
-		if proc.Running() {
+		if r.Running() {
 			err = errors.Join(err, r.stop())
 		}
 		return nil, fmt.Errorf("start the %s: %w", name, err)
@@ -180,75 +173,13 @@ func (c *Roles) launch(ctx context.Context, name, dir string, args ...string) (*
 func (r *Role) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := r.ready(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-r.proc.Done():
-			return r.proc.Ended()
-		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
-		}
-	}
-}
-
-func (r *Role) ready(ctx context.Context) error {
-	b, err := os.ReadFile(filepath.Join(r.dir, "addresses.json"))
+	err := r.Until(ctx, func() (err error) {
+		r.addresses, err = role.Addresses(r.dir, r.Name)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	var roles map[string]map[string]string
-	if err := json.Unmarshal(b, &roles); err != nil {
-		return err
-	}
-	for role, addresses := range roles {
-		if strings.HasPrefix(role, r.name) {
-			r.addresses = addresses
-		}
-	}
-	_, err = r.fetch(ctx, "/readyz")
-	return err
-}
-
-func (r *Role) fetch(ctx context.Context, path string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.Address("http")+path, http.NoBody)
-	if err != nil {
-		return "", err
-	}
-	transport := &http.Transport{DisableKeepAlives: true}
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s of the %s: %s: %s", path, r.name, resp.Status, text)
-	}
-	return string(text), err
-}
-
-// Metric returns the sum of a metric's values over all its labels.
-func (r *Role) Metric(ctx context.Context, name string) (sum float64, err error) {
-	text, err := r.fetch(ctx, "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {
-			continue
-		}
-		fields := strings.Fields(line)
-		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
-		if err != nil {
-			return 0, fmt.Errorf("metric %s: %w", name, err)
-		}
-		sum += v
-	}
-	return sum, nil
+	r.HTTP = r.Address("http")
+	return r.Ready(ctx)
 }

@@ -27,7 +27,7 @@ const hdfsUser = "root"
 
 // HDFS is a real HDFS on loopback, with one NameNode.
 type HDFS struct {
-	URL string // hdfs://127.0.0.1:PORT
+	URL string // hdfs://HOST:PORT
 
 	script string
 	dir    string
@@ -56,6 +56,11 @@ func StartHDFS(tb testing.TB, dataNodes int, properties ...string) *HDFS {
 // and returns when it takes writes, some 20 s later. properties are Hadoop's,
 // KEY=VALUE. It runs until Stop is called or this process ends.
 func LaunchHDFS(ctx context.Context, dataNodes int, properties ...string) (*HDFS, error) {
+	return LaunchHDFSAt(ctx, "127.0.0.1", dataNodes, properties...)
+}
+
+// LaunchHDFSAt is LaunchHDFS at another IP address of this host.
+func LaunchHDFSAt(ctx context.Context, host string, dataNodes int, properties ...string) (*HDFS, error) {
 	script, err := hdfsScript()
 	if err != nil {
 		return nil, err
@@ -68,7 +73,7 @@ func LaunchHDFS(ctx context.Context, dataNodes int, properties ...string) (*HDFS
 	if err := h.watch(ctx); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if err := h.launch(ctx, dataNodes, properties); err != nil {
+	if err := h.launch(ctx, host, dataNodes, properties); err != nil {
 		return nil, errors.Join(err, h.Stop())
 	}
 	return h, nil
@@ -90,12 +95,12 @@ func (h *HDFS) watch(ctx context.Context) error {
 
 // launch starts the daemons. Their ports are next to each other, below those
 // that the kernel gives away: where one is taken, another range is tried.
-func (h *HDFS) launch(ctx context.Context, dataNodes int, properties []string) error {
+func (h *HDFS) launch(ctx context.Context, host string, dataNodes int, properties []string) error {
 	const lowest, highest, tries = 12000, 32000, 20
 	var output *child.Tail
 	for range tries {
 		port := lowest + rand.N(highest-lowest)
-		args := []string{h.script, "start", h.dir, "--port", strconv.Itoa(port), "--datanodes", strconv.Itoa(dataNodes)}
+		args := []string{h.script, "start", h.dir, "--host", host, "--port", strconv.Itoa(port), "--datanodes", strconv.Itoa(dataNodes)}
 		for _, p := range properties {
 			args = append(args, "-D", p)
 		}
@@ -108,7 +113,7 @@ func (h *HDFS) launch(ctx context.Context, dataNodes int, properties []string) e
 			return err
 		}
 		if p.Err() == nil {
-			h.URL = fmt.Sprintf("hdfs://127.0.0.1:%d", port)
+			h.URL = fmt.Sprintf("hdfs://%s:%d", host, port)
 			return nil
 		}
 		if !strings.Contains(output.String(), "is taken") {

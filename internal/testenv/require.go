@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,8 +15,8 @@ import (
 )
 
 // RequireEnv is the environment variable that lists the needs, separated by
-// commas, that must not be missing: "s3", "hdfs", "fuse", "root", "tmpfs", or
-// "all".
+// commas, that must not be missing: "s3", "hdfs", "fuse", "root", "tmpfs",
+// "mounts", "namespaces", "strace", or "all".
 const RequireEnv = "MILLRACE_REQUIRE"
 
 // ServerEnv is the environment variable that names the S3 server's binary.
@@ -37,6 +38,10 @@ const (
 	Fuse     Need = "fuse"  // /dev/fuse, and the right to mount
 	Root     Need = "root"  // effective user ID 0
 	Tmpfs    Need = "tmpfs" // TmpfsDir is one, with room for tests
+
+	Mounts     Need = "mounts"     // root, the right to mount, loop devices and mkfs.ext4
+	Namespaces Need = "namespaces" // root, the right to make network namespaces, and ip, nsenter and unshare
+	Strace     Need = "strace"     // strace, and the right to trace
 )
 
 // Require skips the test when one of the needs is missing, and says which; it
@@ -44,7 +49,7 @@ const (
 func Require(tb testing.TB, needs ...Need) {
 	tb.Helper()
 	for _, n := range needs {
-		err := n.check()
+		err := n.Missing()
 		if err == nil {
 			continue
 		}
@@ -61,7 +66,8 @@ func required(list string, n Need) bool {
 	return slices.Contains(names, string(n)) || slices.Contains(names, "all")
 }
 
-func (n Need) check() error {
+// Missing says what is missing of it here, or nil.
+func (n Need) Missing() error {
 	switch n {
 	case S3Server:
 		_, err := serverBinary()
@@ -71,15 +77,37 @@ func (n Need) check() error {
 	case Fuse:
 		return checkFuse()
 	case Root:
-		if uid := os.Geteuid(); uid != 0 {
-			return fmt.Errorf("the effective user ID is %d", uid)
-		}
-		return nil
+		return checkRoot()
 	case Tmpfs:
 		return checkTmpfs()
+	case Mounts:
+		return runs("mkfs.ext4 -V && test -e /dev/loop-control && unshare --mount mount -t tmpfs tmpfs /mnt")
+	case Namespaces:
+		return runs("unshare --net --mount ip link add type bridge && command -v nsenter")
+	case Strace:
+		return runs("strace -f -e trace=pwrite64 -e inject=pwrite64:error=EIO true")
 	default:
 		return fmt.Errorf("the need %q is unknown", string(n))
 	}
+}
+
+func checkRoot() error {
+	if uid := os.Geteuid(); uid != 0 {
+		return fmt.Errorf("the effective user ID is %d", uid)
+	}
+	return nil
+}
+
+// runs finds out by trying, as root, what the kernel and its configuration
+// allow.
+func runs(script string) error {
+	if err := checkRoot(); err != nil {
+		return err
+	}
+	if out, err := exec.CommandContext(context.Background(), "sh", "-c", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	return nil
 }
 
 func checkFuse() error {

@@ -51,8 +51,8 @@ func TestExcuse(t *testing.T) {
 		{"wrong bytes", fmt.Errorf("%w: /x", errWrong), 1, 1, false},
 	} {
 		var w world
-		w.storeTrouble.Store(c.after)
-		if err := w.excuse(c.err, c.before, time.Now()); (err == nil) != c.excused {
+		w.s3Store.trouble.Store(c.after)
+		if err := w.excuse(c.err, &w.s3Store, c.before, time.Now()); (err == nil) != c.excused {
 			t.Errorf("%s: got %v", c.name, err)
 		}
 	}

@@ -11,54 +11,54 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"millrace/test/cluster"
+	"millrace/test/disk"
+	"millrace/test/trial"
 )
 
 // found bounds the time from the flip of a bit to the count of it.
 const found = 30 * time.Second
 
-// troubleDisks fills a disk up, or flips a bit, until ctx ends.
+// troubleDisks lets disks be full and fail, and bits flip, until ctx ends.
 func (w *world) troubleDisks(ctx context.Context, rng *rand.Rand) error {
-	for sleep(ctx, between(rng, time.Second, 8*time.Second)) {
-		var err error
-		whole := context.WithoutCancel(ctx) // what is begun is finished
-		if w.disk != "" && rng.IntN(2) == 0 {
-			w.calm.RLock()
-			err = w.fillDisk(whole, rng)
-			w.calm.RUnlock()
-		} else {
-			w.calm.Lock()
-			err = w.flip(whole, rng)
-			w.calm.Unlock()
-		}
-		if err != nil {
-			return err
-		}
+	faults := []fault{w.quietly(w.flip), w.quietly(w.flip)}
+	if w.small != nil {
+		faults = append(faults, w.fillDisk)
 	}
-	return nil
+	if w.traceable {
+		faults = append(faults, w.failDisk)
+	}
+	if w.hdfs != nil {
+		faults = append(faults, w.quietly(w.freezeDataNode))
+	}
+	return w.trouble(ctx, rng, faults)
 }
 
 // fillDisk takes all that is left of a worker's disk for a while.
 func (w *world) fillDisk(ctx context.Context, rng *rand.Rand) error {
-	name := filepath.Join(w.disk, "ballast")
-	f, err := os.Create(name)
-	if errors.Is(err, unix.ENOSPC) {
-		return nil // the cache has it all
-	}
+	w.log.HappenTo(w.cluster.Workers()[0].Name, "a worker's disk is full")
+	free, err := w.small.Fill()
 	if err != nil {
 		return err
 	}
-	w.happenTo("a worker's disk is full", w.cluster.Workers()[0])
-	for p := make([]byte, 64<<10); err == nil; {
-		_, err = f.Write(p)
+	trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
+	return free()
+}
+
+// failDisk lets all disks of a worker fail for a while. Any worker but those
+// that others may end meanwhile is well.
+func (w *world) failDisk(ctx context.Context, rng *rand.Rand) error {
+	p := w.cluster.Workers()[rng.IntN(workers)]
+	all := disk.Failures()
+	f := all[rng.IntN(len(all))]
+	heal, err := disk.Fail(ctx, p.PID(), f)
+	if err != nil {
+		w.log.Count("a worker had ended before its disk failed")
+		return nil //nolint:nilerr // there is nothing to trace
 	}
-	if !errors.Is(err, unix.ENOSPC) {
-		return errors.Join(err, f.Close())
-	}
-	sleep(ctx, between(rng, time.Second, 5*time.Second))
-	return errors.Join(f.Close(), os.Remove(name))
+	w.log.HappenTo(p.Name, "a worker's disk: "+f.What)
+	trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
+	return heal()
 }
 
 // copyOfOne is a cached file that one worker alone has, whole.
@@ -88,7 +88,7 @@ func (w *world) flip(ctx context.Context, rng *rand.Rand) error {
 	if err != nil || flipped == nil {
 		return err
 	}
-	w.happenTo("a bit of a cached file flips", victim.worker)
+	w.log.HappenTo(victim.worker.Name, "a bit of a cached file flips")
 	w.tally.flips.Add(1)
 	bounded, cancel := context.WithTimeout(ctx, found)
 	defer cancel()
@@ -104,7 +104,7 @@ func (w *world) flip(ctx context.Context, rng *rand.Rand) error {
 			w.tally.found.Add(1)
 			return nil
 		case !flipped.isThere():
-			w.tally.event("the file with the flipped bit was evicted before it was read")
+			w.log.Count("the file with the flipped bit was evicted before it was read")
 			return nil
 		}
 		_, blocks, err := w.admin.Locate(ctx, victim.path)
@@ -112,7 +112,7 @@ func (w *world) flip(ctx context.Context, rng *rand.Rand) error {
 			return err
 		}
 		if len(blocks) == 1 && len(blocks[0].Workers) > 1 { // the worker was slow to answer
-			w.tally.event("the file with the flipped bit was read from elsewhere")
+			w.log.Count("the file with the flipped bit was read from elsewhere")
 			return nil
 		}
 		return fmt.Errorf("a flipped bit of %s, byte %d of %s, is not found", victim.path, off, victim.name)

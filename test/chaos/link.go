@@ -7,6 +7,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"millrace/test/trial"
 )
 
 // mode is what a link does with what it is to carry.
@@ -109,7 +111,7 @@ func (l *link) accept(ctx context.Context) {
 		}
 		if err != nil { // too many files, for one: it passes
 			<-l.room
-			sleep(ctx, 10*time.Millisecond)
+			trial.Sleep(ctx, 10*time.Millisecond)
 			continue
 		}
 		l.wg.Go(func() {
@@ -201,7 +203,7 @@ func (l *link) await(ctx context.Context, c *linkConn) bool {
 		case m == pass && delay == 0:
 			return true
 		case m == pass:
-			return sleep(ctx, delay)
+			return trial.Sleep(ctx, delay)
 		}
 		select {
 		case <-changed:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"millrace/client"
+	"millrace/test/trial"
 )
 
 const (
@@ -38,11 +39,16 @@ func (w *world) read(ctx context.Context, rng *rand.Rand) error {
 	}()
 	buf, scratch := make([]byte, longestRead), make([]byte, longestRead)
 	for ctx.Err() == nil {
-		trouble, began := w.storeTrouble.Load(), time.Now()
 		var f opened
 		var err error
-		if len(files) < heldOpen || rng.IntN(2) == 0 {
+		fresh := len(files) < heldOpen || rng.IntN(2) == 0
+		if fresh {
 			f.object = w.objects[rng.IntN(len(w.objects))]
+		} else {
+			f = files[rng.IntN(len(files))]
+		}
+		trouble, began := f.store.trouble.Load(), time.Now()
+		if fresh {
 			if f.file, err = w.client.Open(ctx, f.path); err == nil {
 				files = append(files, f)
 			}
@@ -50,14 +56,12 @@ func (w *world) read(ctx context.Context, rng *rand.Rand) error {
 				_ = files[0].file.Close() // nothing was written
 				files = files[1:]
 			}
-		} else {
-			f = files[rng.IntN(len(files))]
 		}
 		if err == nil {
 			err = w.readSome(ctx, f, rng, buf, scratch)
 		}
 		if err != nil && ctx.Err() == nil {
-			if err := w.excuse(err, trouble, began); err != nil {
+			if err := w.excuse(err, f.store, trouble, began); err != nil {
 				return err
 			}
 		}
@@ -69,8 +73,8 @@ func (w *world) read(ctx context.Context, rng *rand.Rand) error {
 var errWrong = errors.New("wrong bytes")
 
 // excuse returns nil if a reader may see that error.
-func (w *world) excuse(err error, trouble int64, began time.Time) error {
-	troubled := trouble%2 == 1 || w.storeTrouble.Load() != trouble
+func (w *world) excuse(err error, s *store, trouble int64, began time.Time) error {
+	troubled := trouble%2 == 1 || s.trouble.Load() != trouble
 	if troubled && !errors.Is(err, errWrong) {
 		w.tally.excused.Add(1)
 		return nil
@@ -110,7 +114,7 @@ func (w *world) count(o *object, off int64, n int, began time.Time) {
 	took := time.Since(began)
 	w.tally.read(int64(n), took)
 	if took > slow {
-		w.say("%s at %d, %d bytes: the read took %v", o.path, off, n, took.Round(time.Millisecond))
+		w.log.Say("%s at %d, %d bytes: the read took %v", o.path, off, n, took.Round(time.Millisecond))
 	}
 }
 
@@ -139,14 +143,14 @@ func (w *world) readWhole(ctx context.Context, o *object) error {
 }
 
 // round is the number of the callers' paths now.
-func (w *world) round() int { return int(time.Since(w.begun) / roundTime) }
+func (w *world) round() int { return int(w.log.Since() / roundTime) }
 
 // call changes and reads the mount table, and makes load jobs of nothing, until
 // ctx ends.
 func (w *world) call(ctx context.Context, number int, rng *rand.Rand) error {
-	c := w.history.Caller(number, w.admin, rng, w.stores)
+	c := w.history.Caller(number, w.admin, rng, w.empty)
 	w.callers[number] = c
-	for sleep(ctx, between(rng, 20*time.Millisecond, 200*time.Millisecond)) {
+	for trial.Sleep(ctx, trial.Between(rng, 20*time.Millisecond, 200*time.Millisecond)) {
 		if err := c.Call(ctx, w.round()); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("caller %d saw: %w", number, err)
 		}
@@ -158,17 +162,20 @@ func (w *world) call(ctx context.Context, number int, rng *rand.Rand) error {
 // and then, until ctx ends.
 func (w *world) loadJobs(ctx context.Context, rng *rand.Rand) error {
 	paths := []string{"/d0", "/d1", "/d2", checked + "/d0", checked + "/d1", checked + "/d2", checked}
-	for n := 0; n < maxLoadJobs && sleep(ctx, between(rng, time.Second, 15*time.Second)); n++ {
+	if w.hdfs != nil {
+		paths = append(paths, inHDFS)
+	}
+	for n := 0; n < maxLoadJobs && trial.Sleep(ctx, trial.Between(rng, time.Second, 15*time.Second)); n++ {
 		path := paths[rng.IntN(len(paths))]
 		if rng.IntN(3) == 0 {
 			// A worker that is away makes it fail.
 			if _, err := w.admin.Free(ctx, path); err == nil {
-				w.tally.event("free")
+				w.log.Count("free")
 			}
 		}
 		id, err := w.admin.SubmitLoad(ctx, []string{path})
 		if err == nil {
-			w.happen("load " + path)
+			w.log.Happen("load " + path)
 			err = w.awaitJob(ctx, id)
 		}
 		if err != nil && ctx.Err() == nil {
@@ -182,7 +189,7 @@ func (w *world) loadJobs(ctx context.Context, rng *rand.Rand) error {
 func (w *world) awaitJob(ctx context.Context, id string) error {
 	var job client.Job
 	for !job.Final() {
-		if !sleep(ctx, 200*time.Millisecond) {
+		if !trial.Sleep(ctx, 200*time.Millisecond) {
 			return ctx.Err()
 		}
 		var err error

@@ -7,23 +7,23 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"slices"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"millrace/bench/rig"
-	"millrace/internal/child"
-	"millrace/internal/wait"
+	"millrace/test/hosts"
+	"millrace/test/trial"
 )
 
 // settle bounds the return to rest at the end, and how long a process takes to
 // start or end.
 const settle = 2 * time.Minute
 
-func main() { os.Exit(rig.Main("chaos", run)) }
+func main() {
+	os.Exit(hosts.Main(func() int { return rig.Main("chaos", run) }, settle))
+}
 
 // options are the program's flags.
 type options struct {
@@ -33,6 +33,7 @@ type options struct {
 	readers  int
 	kills    int
 	only     string
+	hdfs     bool
 	keep     bool
 }
 
@@ -45,6 +46,7 @@ func run(ctx context.Context, args []string) error {
 	f.IntVar(&o.readers, "readers", 4, "concurrent readers")
 	f.IntVar(&o.kills, "kills", 10, "kills of the leader at least; what chance leaves out is done at the end")
 	f.StringVar(&o.only, "only", "", "masters, workers, store or disks: let only these go wrong")
+	f.BoolVar(&o.hdfs, "hdfs", true, "with an HDFS beside S3, where there is Java")
 	f.BoolVar(&o.keep, "keep", false, "keep the directory with the logs when it fails")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -52,39 +54,11 @@ func run(ctx context.Context, args []string) error {
 	if o.only != "" && !slices.Contains([]string{"masters", "workers", "store", "disks"}, o.only) {
 		return fmt.Errorf("-only %q: want masters, workers, store or disks", o.only)
 	}
-	if os.Geteuid() == 0 && os.Getenv(insideVariable) == "" {
-		return runInside(ctx, args)
-	}
 	fmt.Printf("chaos for %v, seed %d\n", o.duration, o.seed)
 	if err := runHere(ctx, o); err != nil {
 		return fmt.Errorf("%w\nrepeat with: make chaos DURATION=%v SEED=%d", err, o.duration, o.seed)
 	}
 	return nil
-}
-
-// insideVariable is set in the program that has mounts and a network of its
-// own.
-const insideVariable = "MILLRACE_CHAOS_INSIDE"
-
-// runInside runs this program once more, with mounts and a network of its own.
-func runInside(ctx context.Context, args []string) error {
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), insideVariable+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Pdeathsig: syscall.SIGKILL, Cloneflags: syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS,
-	}
-	p, err := child.Start(cmd)
-	if err != nil {
-		fmt.Println("NO NAMESPACES: the network between processes is left alone:", err)
-		return errors.Join(os.Setenv(insideVariable, "none"), run(ctx, args))
-	}
-	select {
-	case <-ctx.Done():
-		return p.Terminate(settle)
-	case <-p.Done():
-		return p.Err()
-	}
 }
 
 func runHere(ctx context.Context, o options) (err error) {
@@ -107,6 +81,7 @@ func runHere(ctx context.Context, o options) (err error) {
 	if err := w.rest(ctx); err != nil {
 		return fmt.Errorf("at rest after the chaos: %w", err)
 	}
+	w.log.Sum()
 	w.tally.print()
 	return nil
 }
@@ -118,15 +93,9 @@ func (w *world) chaos(ctx context.Context, o options) error {
 	defer quit()
 	timed, cancel := context.WithTimeout(gctx, o.duration)
 	defer cancel()
-	// Each has random numbers of its own, so that they do not depend on who is
-	// first.
-	stream := uint64(0)
-	random := func() *rand.Rand {
-		stream++
-		return rand.New(rand.NewPCG(o.seed, stream))
-	}
+	random := trial.NewRandom(o.seed)
 	start := func(do func(context.Context, *rand.Rand) error) {
-		rng := random()
+		rng := random.Stream()
 		g.Go(func() error { return do(load, rng) })
 	}
 	for range o.readers {
@@ -142,7 +111,7 @@ func (w *world) chaos(ctx context.Context, o options) error {
 		name    string
 		trouble func(context.Context, *rand.Rand) error
 	}{{"masters", w.troubleMasters}, {"workers", w.troubleWorkers}, {"store", w.troubleStore}, {"disks", w.troubleDisks}} {
-		rng := random()
+		rng := random.Stream()
 		if o.only != "" && o.only != group.name {
 			continue
 		}
@@ -154,7 +123,7 @@ func (w *world) chaos(ctx context.Context, o options) error {
 			return err
 		})
 	}
-	rng := random()
+	rng := random.Stream()
 	g.Go(func() error {
 		defer quit()
 		if err := faults.Wait(); err != nil {
@@ -167,15 +136,8 @@ func (w *world) chaos(ctx context.Context, o options) error {
 
 // tell prints how far it is.
 func (w *world) tell(ctx context.Context, _ *rand.Rand) error {
-	for sleep(ctx, 30*time.Second) {
-		w.say("%d reads, %d MiB compared, %d calls", w.tally.reads.Load(), w.tally.bytes.Load()>>20, w.history.Len())
+	for trial.Sleep(ctx, 30*time.Second) {
+		w.log.Say("%d reads, %d MiB compared, %d calls", w.tally.reads.Load(), w.tally.bytes.Load()>>20, w.history.Len())
 	}
 	return nil
-}
-
-// sleep returns false when ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool { return wait.For(ctx, d) == nil }
-
-func between(rng *rand.Rand, least, most time.Duration) time.Duration {
-	return least + time.Duration(rng.Int64N(int64(most-least)))
 }

@@ -20,20 +20,8 @@ type tally struct {
 	flips, found          atomic.Int64 // bits
 
 	mu        sync.Mutex
-	events    map[string]int
-	order     []string
 	failOvers []time.Duration
-}
-
-func (t *tally) event(what string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.events == nil {
-		t.events = map[string]int{}
-	}
-	if t.events[what]++; t.events[what] == 1 {
-		t.order = append(t.order, what)
-	}
+	switches  []time.Duration // slowest reads with a frozen DataNode
 }
 
 // read counts a read that took so long.
@@ -77,13 +65,29 @@ func (t *tally) checkFailOvers() error {
 	return nil
 }
 
-func (t *tally) print() {
+func (t *tally) switched(took time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	fmt.Println("done:")
-	for _, what := range t.order {
-		fmt.Printf("  %5d x %s\n", t.events[what], what)
+	t.switches = append(t.switches, took.Round(time.Millisecond))
+}
+
+// checkSwitches prints how long a frozen DataNode held up reads, and refuses
+// too much.
+func (t *tally) checkSwitches() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.switches) == 0 {
+		return nil
 	}
+	worst := slices.Max(t.switches)
+	fmt.Printf("%d DataNodes were frozen: a whole file took %v at worst\n", len(t.switches), worst)
+	if worst > slowestSwitch {
+		return fmt.Errorf("with a frozen DataNode the read of a file took %v, want at most %v: %v", worst, slowestSwitch, t.switches)
+	}
+	return nil
+}
+
+func (t *tally) print() {
 	fmt.Printf("checked: %d reads, %d MiB compared, the slowest took %v; %d failed while the under-store was in trouble;\n",
 		t.reads.Load(), t.bytes.Load()>>20, time.Duration(t.worstRead.Load()).Round(time.Millisecond), t.excused.Load())
 	fmt.Printf("  %d of %d flipped bits were found at once;\n", t.found.Load(), t.flips.Load())

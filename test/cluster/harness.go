@@ -14,10 +14,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"millrace/client"
 	"millrace/internal/wait"
+	"millrace/test/hosts"
+	"millrace/test/role"
 )
 
 // Config says what a cluster is made of.
@@ -30,9 +33,11 @@ type Config struct {
 	Masters, Workers int
 	// Cache is the size of each worker's cache, as in its configuration.
 	Cache string
-	// MasterTOML and WorkerTOML are lines put into the sections [master] and
-	// [worker] of every such process.
-	MasterTOML, WorkerTOML string
+	// Memory is the size of a tier in memory before it; empty: none.
+	Memory string
+	// MasterTOML, WorkerTOML and MountTOML are lines put into the sections
+	// [master], [worker] and [fuse] of every such process.
+	MasterTOML, WorkerTOML, MountTOML string
 	// Hosts makes each worker one of a host of its own, whose host_id is the
 	// worker's name.
 	Hosts bool
@@ -40,21 +45,12 @@ type Config struct {
 	Env []string
 	// Host says where the process of that name lives; nil: each at a loopback
 	// address of its own.
-	Host func(name string) Host
-}
-
-// Host is where a process lives.
-type Host struct {
-	// Address is its IP address, for its listeners alone.
-	Address string
-	// Enter is a command, with its first arguments, that runs the command behind
-	// them there, in the same process; empty for this host.
-	Enter []string
+	Host func(name string) hosts.Place
 }
 
 // Cluster is a group of processes. Its methods may be called from any
 // goroutine, except that those that change what there is (New, AddWorker,
-// AddMaster, Close) are for one at a time.
+// AddMount, Close) are for one at a time.
 type Cluster struct {
 	cfg   Config
 	claim net.Listener // of the address 127.x.y.1, which keeps others off 127.x.y; nil with Config.Host
@@ -64,6 +60,7 @@ type Cluster struct {
 	hosts   int // that were given out
 	masters []*Process
 	workers []*Process
+	mounts  []*Process
 }
 
 // The first host number that is given out; 1 is the claim's.
@@ -135,15 +132,16 @@ func (c *Cluster) Addresses() []string {
 	return list
 }
 
-func (c *Cluster) newProcess(role string, number int, ports map[string]int) *Process {
-	name := fmt.Sprintf("%s-%d", role, number)
-	p := &Process{Name: name, Dir: filepath.Join(c.cfg.Dir, name), role: role, ports: ports, binary: c.cfg.Binary, env: c.cfg.Env}
+func (c *Cluster) newProcess(kind string, number int, ports map[string]int) *Process {
+	name := fmt.Sprintf("%s-%d", kind, number)
+	p := &Process{Dir: filepath.Join(c.cfg.Dir, name), role: kind, ports: ports, binary: c.cfg.Binary, env: c.cfg.Env}
 	if c.cfg.Host != nil {
 		p.host = c.cfg.Host(name)
-		return p
+	} else {
+		p.host.Address = fmt.Sprint(c.net, c.hosts)
+		c.hosts++
 	}
-	p.host.Address = fmt.Sprint(c.net, c.hosts)
-	c.hosts++
+	p.Name, p.HTTP = name, p.Address("http")
 	return p
 }
 
@@ -184,7 +182,11 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	}
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
-	fmt.Fprintf(&b, "\n[[worker.tier]]\nmedium = \"ssd\"\ndir = %q\ncapacity = %q\n", p.CacheDir(), c.cfg.Cache)
+	const tier = "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n"
+	if c.cfg.Memory != "" {
+		fmt.Fprintf(&b, tier, "memory", p.MemoryDir(), c.cfg.Memory)
+	}
+	fmt.Fprintf(&b, tier, "ssd", p.CacheDir(), c.cfg.Cache)
 	if err := p.configure(b.String()); err != nil {
 		return nil, err
 	}
@@ -192,7 +194,27 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	return p, nil
 }
 
-// Start starts every process and waits until all are ready.
+// AddMount makes a FUSE mount of the whole namespace, which is not started, and
+// its mount point.
+func (c *Cluster) AddMount() (*Process, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.newProcess("mount", len(c.mounts), map[string]int{"http": 7782})
+	p.args = []string{p.Point()}
+	var b strings.Builder
+	c.common(&b)
+	fmt.Fprintf(&b, "\n[fuse]\ndata_dir = %q\nhttp_listen = %q\n%s\n", p.DataDir(), p.Address("http"), c.cfg.MountTOML)
+	if err := p.configure(b.String()); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(p.Point(), 0o700); err != nil {
+		return nil, err
+	}
+	c.mounts = append(c.mounts, p)
+	return p, nil
+}
+
+// Start starts every master and worker and waits until all are ready.
 func (c *Cluster) Start(ctx context.Context) error {
 	all := append(c.Masters(), c.Workers()...)
 	for _, p := range all {
@@ -210,6 +232,10 @@ func (c *Cluster) Start(ctx context.Context) error {
 
 // Close kills every process.
 func (c *Cluster) Close() error {
+	for _, p := range c.mounts {
+		p.Kill()
+		_ = unix.Unmount(p.Point(), unix.MNT_DETACH) // what a killed mount left
+	}
 	for _, p := range append(c.Workers(), c.Masters()...) {
 		p.Kill()
 	}
@@ -225,7 +251,7 @@ func (c *Cluster) Leader(ctx context.Context) (*Process, error) {
 				return m, nil
 			}
 		}
-		if err := wait.For(ctx, poll); err != nil {
+		if err := wait.For(ctx, role.Poll); err != nil {
 			return nil, fmt.Errorf("no master leads: %w", err)
 		}
 	}
@@ -266,11 +292,8 @@ func Until(ctx context.Context, condition func() error) error {
 		if err == nil {
 			return nil
 		}
-		if e := wait.For(ctx, poll); e != nil {
+		if e := wait.For(ctx, role.Poll); e != nil {
 			return errors.Join(e, err)
 		}
 	}
 }
-
-// poll is how often something is asked for that cannot be waited for.
-const poll = 20 * time.Millisecond

@@ -116,6 +116,6 @@ func (c *Cluster) source(t *testing.T, files int, size int64, options ...string)
 // readyNow asks whether it is ready.
 func (p *Process) readyNow(t *testing.T) error {
 	t.Helper()
-	_, err := p.get(t.Context(), "/readyz")
+	_, err := p.Get(t.Context(), "/readyz")
 	return err
 }

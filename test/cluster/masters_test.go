@@ -105,28 +105,14 @@ func TestRollingRestart(t *testing.T) {
 	l.check(c)
 }
 
-// members returns the masters as the command line shows them.
-func (c *Cluster) members(t *testing.T) map[string]string {
-	t.Helper()
-	var list []struct {
-		ID    string `json:"id"`
-		State string `json:"state"`
-	}
-	must(t, json.Unmarshal([]byte(c.run(t, "masters", "ls", "-o", "json")), &list))
-	states := map[string]string{}
-	for _, m := range list {
-		states[m.ID] = m.State
-	}
-	return states
-}
-
 func (c *Cluster) awaitMember(t *testing.T, id, want string) {
 	t.Helper()
 	must(t, Until(bounded(t), func() error {
-		if got := c.members(t)[id]; got != want {
-			return fmt.Errorf("%s is %q, want %q", id, got, want)
+		states, err := c.Members(t.Context())
+		if got := states[id]; err == nil && got != want {
+			err = fmt.Errorf("%s is %q, want %q", id, got, want)
 		}
-		return nil
+		return err
 	}))
 }
 
@@ -145,10 +131,7 @@ func TestMasterLosesItsDisk(t *testing.T) {
 	if err := lost.readyNow(t); err == nil {
 		t.Error("a master that lost its disk says that it is ready")
 	}
-	c.run(t, "masters", "remove", lost.Name)
-	c.awaitMember(t, lost.Name, "waiting")
-	c.run(t, "masters", "add", lost.Name)
-	c.awaitMember(t, lost.Name, "follower")
+	must(t, c.Rejoin(bounded(t), lost))
 	c.run(t, "masters", "transfer", lost.Name)
 	must(t, Until(bounded(t), func() error {
 		if got := c.leader(t); got != lost {

@@ -4,43 +4,41 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
-	"sync"
-	"syscall"
 	"time"
 
-	"millrace/internal/child"
+	"millrace/test/hosts"
+	"millrace/test/role"
 )
 
 // Process is one role of a cluster, which may be started again and again; it
-// keeps its addresses and its directory. Its methods may be called from any
-// goroutine, those that start and end it by one at a time.
+// keeps its addresses and its directory.
 type Process struct {
-	// Name is the role and a number: "master-0".
-	Name string
+	role.Process
+
 	// Dir holds its configuration, its log, and what is its own.
 	Dir string
 
 	role   string
-	host   Host
+	host   hosts.Place
 	ports  map[string]int // by the names of addresses.json
+	args   []string       // further ones of the command
 	binary string
 	env    []string
-
-	mu    sync.Mutex
-	child *child.Process // nil before the first start
 }
 
+// DiskDir is below which the process keeps everything that is on a disk: its
+// state, and its cache if it is a worker.
+func (p *Process) DiskDir() string { return filepath.Join(p.Dir, "disk") }
+
 // DataDir is where the process keeps its state.
-func (p *Process) DataDir() string { return filepath.Join(p.Dir, "data") }
+func (p *Process) DataDir() string { return filepath.Join(p.DiskDir(), "data") }
 
 // Address returns where it listens: "grpc", "http", and "raft" of a master or
 // "data" of a worker.
@@ -50,7 +48,13 @@ func (p *Process) Address(name string) string {
 
 // CacheDir is a worker's cache directory. It need not be there before the first
 // start.
-func (p *Process) CacheDir() string { return filepath.Join(p.Dir, "cache") }
+func (p *Process) CacheDir() string { return filepath.Join(p.DiskDir(), "cache") }
+
+// MemoryDir is the directory of a worker's tier in memory.
+func (p *Process) MemoryDir() string { return filepath.Join(p.Dir, "memory") }
+
+// Point is where a mount is mounted.
+func (p *Process) Point() string { return filepath.Join(p.Dir, "mnt") }
 
 // ConfigFile is its configuration.
 func (p *Process) ConfigFile() string { return filepath.Join(p.Dir, "config.toml") }
@@ -73,70 +77,46 @@ func (p *Process) Start() error {
 	}
 	defer log.Close()
 	args := append(slices.Clone(p.host.Enter), p.binary, p.role, "--config", p.ConfigFile())
+	args = append(args, p.args...)
 	cmd := exec.CommandContext(context.Background(), args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), p.env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	started, err := child.Start(cmd)
-	if err != nil {
-		return fmt.Errorf("start %s: %w", p.Name, err)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.child = started
-	return nil
-}
-
-func (p *Process) process() *child.Process {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.child
-}
-
-// Running reports whether it was started and has not ended.
-func (p *Process) Running() bool {
-	c := p.process()
-	return c != nil && c.Running()
-}
-
-// Kill ends it as kill -9 does and waits until it is gone.
-func (p *Process) Kill() {
-	if c := p.process(); c != nil {
-		c.Kill()
-	}
+	return p.Process.Start(cmd)
 }
 
 // Terminate ends it by SIGTERM, which must be clean.
 func (p *Process) Terminate(patience time.Duration) error {
-	c := p.process()
-	if c == nil {
-		return fmt.Errorf("%s was never started", p.Name)
-	}
-	if err := c.Terminate(patience); err != nil {
-		return fmt.Errorf("%s: %w; its log ends with:\n%s", p.Name, err, p.LogTail())
-	}
-	return nil
+	return p.explain(p.Process.Terminate(patience))
 }
 
-// Pause stops it as SIGSTOP does: its sockets stay open and nobody answers.
-func (p *Process) Pause() error { return syscall.Kill(p.process().PID(), syscall.SIGSTOP) }
+// Ready waits until it says that it is ready.
+func (p *Process) Ready(ctx context.Context) error { return p.explain(p.Process.Ready(ctx)) }
 
-// Resume lets it go on.
-func (p *Process) Resume() error { return syscall.Kill(p.process().PID(), syscall.SIGCONT) }
+// explain adds the end of the log to an error.
+func (p *Process) explain(err error) error {
+	if err != nil {
+		err = fmt.Errorf("%w; its log ends with:\n%s", err, p.LogTail())
+	}
+	return err
+}
 
 // Wipe removes its state, and its cache if it is a worker, as a new disk does.
 // It must have ended.
 func (p *Process) Wipe() error {
-	return errors.Join(os.RemoveAll(p.DataDir()), os.RemoveAll(p.CacheDir()))
+	return errors.Join(empty(p.DataDir()), empty(p.CacheDir()), empty(p.MemoryDir()))
 }
 
-// Ready waits until it says that it is ready.
-func (p *Process) Ready(ctx context.Context) error {
-	err := Until(ctx, func() error {
-		_, err := p.get(ctx, "/readyz")
+// empty removes what is in a directory, which may be missing, and leaves the
+// directory itself: it may be a mount point.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
-	})
-	if err != nil {
-		return fmt.Errorf("%s is not ready: %w; its log ends with:\n%s", p.Name, err, p.LogTail())
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -145,57 +125,6 @@ func (p *Process) Ready(ctx context.Context) error {
 func (p *Process) Leads(ctx context.Context) bool {
 	n, err := p.Metric(ctx, "millrace_master_leader")
 	return err == nil && n == 1
-}
-
-// Metric returns the sum over all labels of one of its metrics.
-func (p *Process) Metric(ctx context.Context, name string) (sum float64, err error) {
-	text, err := p.get(ctx, "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	found := false
-	for line := range strings.Lines(text) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || !strings.HasPrefix(rest, " ") && !strings.HasPrefix(rest, "{") {
-			continue
-		}
-		n, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(rest, ' ')+1:]), 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s of %s: %w", name, p.Name, err)
-		}
-		sum, found = sum+n, true
-	}
-	if !found {
-		return 0, fmt.Errorf("%s has no metric %s", p.Name, name)
-	}
-	return sum, nil
-}
-
-// answer bounds the wait for an answer of its HTTP server: one that is paused
-// gives none.
-const answer = 2 * time.Second
-
-func (p *Process) get(ctx context.Context, path string) (string, error) {
-	if !p.Running() {
-		return "", fmt.Errorf("%s does not run", p.Name)
-	}
-	ctx, cancel := context.WithTimeout(ctx, answer)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.Address("http")+path, http.NoBody)
-	if err != nil {
-		return "", err
-	}
-	req.Close = true // the process may end and start again
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = errors.New(strings.TrimSpace(string(text)))
-	}
-	return string(text), err
 }
 
 // LogTail returns the end of its log.

@@ -27,25 +27,12 @@ func (c *Cluster) sum(t *testing.T, metric string) (sum float64) {
 	return sum
 }
 
-// workerState is a worker as `workers ls` shows it.
-type workerState struct {
-	ID      string `json:"id"`
-	Address string `json:"address"`
-	State   string `json:"state"`
-}
-
-// worker returns what `workers ls` shows of a process: the youngest, should it
-// have been others before.
-func (c *Cluster) worker(t *testing.T, p *Process) (youngest workerState) {
+// worker returns what `workers ls` shows of a process.
+func (c *Cluster) worker(t *testing.T, p *Process) WorkerState {
 	t.Helper()
-	var all []workerState
-	must(t, json.Unmarshal([]byte(c.run(t, "workers", "ls", "-o", "json")), &all))
-	for _, w := range all {
-		if w.Address == p.Address("grpc") && w.ID > youngest.ID { // IDs sort by time
-			youngest = w
-		}
-	}
-	return youngest
+	w, err := c.Worker(t.Context(), p)
+	must(t, err)
+	return w
 }
 
 // inState waits until the masters say that a worker is in a state; "" for not
@@ -276,21 +263,11 @@ func TestWorkersComeAndGo(t *testing.T) {
 	must(t, fresh.Start())
 	must(t, fresh.Ready(bounded(t)))
 	dies, drains := c.Workers()[0], c.Workers()[1]
-	id := c.worker(t, dies).ID
 	dies.Kill()
 	r.progress(t, 300)
 
-	must(t, dies.Wipe())
-	must(t, dies.Start())
-	must(t, dies.Ready(bounded(t)))
+	must(t, c.Replace(bounded(t), dies))
 	r.progress(t, 200)
-	if now := c.worker(t, dies).ID; now == id {
-		t.Errorf("a worker with empty disks is %s still", now)
-	}
-	must(t, Until(bounded(t), func() error { // as soon as it is suspect
-		_, err := c.Run(t.Context(), "workers", "forget", id)
-		return err
-	}))
 
 	c.run(t, "workers", "drain", c.worker(t, drains).ID)
 	r.progress(t, 200)
@@ -320,7 +297,7 @@ func TestAddedMasterKnowsTheWorkers(t *testing.T) {
 		if !added.Leads(t.Context()) {
 			return fmt.Errorf("%s does not lead yet", added.Name)
 		}
-		var all []workerState
+		var all []WorkerState
 		out, err := c.Run(t.Context(), "--masters", added.Address("grpc"), "workers", "ls", "-o", "json")
 		if err == nil {
 			err = json.Unmarshal([]byte(out), &all)

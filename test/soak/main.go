@@ -2,8 +2,8 @@
 // processes of their own before a real S3 server, and lets everything happen
 // at once for as long as it is told: readers at random over all objects, with
 // every byte checked; objects replaced, deleted and made anew; a cache of a
-// quarter of the data, on a disk that others fill up; S3 failing in several
-// ways; roles killed, stopped and started again.
+// quarter of the data on a disk, and of an eighth in memory, both of which others
+// fill up; S3 failing in several ways; roles killed, stopped and started again.
 //
 // It prints what it did and checked. It exits 1 at the first wrong byte, error
 // that nothing explains, or process that does not end cleanly, and prints the
@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/bench/rig"
-	"millrace/internal/wait"
+	"millrace/test/trial"
 )
 
 // settle bounds the return to rest at the end.
@@ -53,16 +53,17 @@ func run(ctx context.Context, args []string) (err error) {
 	}()
 
 	if err := w.soak(ctx, *duration, *readers, *seed); err != nil {
-		w.cluster.showLogs()
+		w.showLogs()
 		return err
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err := w.rest(ctx); err != nil {
-		w.cluster.showLogs()
+		w.showLogs()
 		return fmt.Errorf("at rest after the soak: %w", err)
 	}
+	w.log.Sum()
 	w.tally.print()
 	return nil
 }
@@ -72,12 +73,9 @@ func (w *world) soak(ctx context.Context, duration time.Duration, readers int, s
 	timed, cancel := context.WithTimeout(ctx, duration)
 	defer cancel()
 	g, gctx := errgroup.WithContext(timed)
-	// Each has random numbers of its own, so that they do not depend on who is
-	// first.
-	stream := uint64(0)
+	random := trial.NewRandom(seed)
 	start := func(do func(context.Context, *rand.Rand) error) {
-		stream++
-		rng := rand.New(rand.NewPCG(seed, stream))
+		rng := random.Stream()
 		g.Go(func() error { return do(gctx, rng) })
 	}
 	for range readers {
@@ -93,15 +91,8 @@ func (w *world) soak(ctx context.Context, duration time.Duration, readers int, s
 
 // tell prints how far it is.
 func (w *world) tell(ctx context.Context, _ *rand.Rand) error {
-	for sleep(ctx, 30*time.Second) {
-		w.say("%d reads, %d MiB checked", w.tally.reads.Load(), w.tally.bytes.Load()>>20)
+	for trial.Sleep(ctx, 30*time.Second) {
+		w.log.Say("%d reads, %d MiB checked", w.tally.reads.Load(), w.tally.bytes.Load()>>20)
 	}
 	return nil
-}
-
-// sleep returns false when ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool { return wait.For(ctx, d) == nil }
-
-func between(rng *rand.Rand, least, most time.Duration) time.Duration {
-	return least + time.Duration(rng.Int64N(int64(most-least)))
 }

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -15,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"millrace/test/trial"
 )
 
 const longestRead = 1 << 20
@@ -24,7 +24,7 @@ func (w *world) readMount(ctx context.Context, rng *rand.Rand) error {
 	buf := make([]byte, longestRead)
 	for ctx.Err() == nil {
 		o := w.objects[rng.IntN(len(w.objects))]
-		epoch, whole := w.cluster.mountEpoch(), w.cluster.mountIsUp()
+		epoch, whole := w.mountEnds.Load(), w.mountIsUp.Load()
 		opened := time.Now()
 		err := w.readOne(o, opened, rng, buf)
 		switch {
@@ -32,9 +32,9 @@ func (w *world) readMount(ctx context.Context, rng *rand.Rand) error {
 		case ctx.Err() != nil && !errors.Is(err, errWrong): // the end cut it off; the loop sees it
 		case errors.Is(err, errWrong):
 			return err
-		case !whole || epoch != w.cluster.mountEpoch():
+		case !whole || epoch != w.mountEnds.Load():
 			w.tally.cut.Add(1) // the mount ended under the reader
-			sleep(ctx, 50*time.Millisecond)
+			trial.Sleep(ctx, 50*time.Millisecond)
 		case errors.Is(err, unix.ESTALE) && o.changed(opened):
 			w.tally.stale.Add(1)
 		case errors.Is(err, fs.ErrNotExist) && o.mayBeAbsent(opened):
@@ -50,7 +50,7 @@ func (w *world) readMount(ctx context.Context, rng *rand.Rand) error {
 var errWrong = errors.New("wrong bytes")
 
 func (w *world) readOne(o *object, opened time.Time, rng *rand.Rand, buf []byte) error {
-	f, err := os.Open(filepath.Join(w.cluster.point, o.key))
+	f, err := os.Open(filepath.Join(w.mount.Point(), o.key))
 	if err != nil {
 		return err
 	}
@@ -99,17 +99,16 @@ func (w *world) readOne(o *object, opened time.Time, rng *rand.Rand, buf []byte)
 // readTool reads random pieces with `millrace cat` until ctx ends: the Go SDK
 // in a process of its own.
 func (w *world) readTool(ctx context.Context, rng *rand.Rand) error {
-	for sleep(ctx, between(rng, 100*time.Millisecond, time.Second)) {
+	for trial.Sleep(ctx, trial.Between(rng, 100*time.Millisecond, time.Second)) {
 		o := w.objects[rng.IntN(len(w.objects))]
 		off := rng.Int64N(o.size + 1)
 		n := min(rng.Int64N(longestRead), o.size-off)
 		opened := time.Now()
-		var out bytes.Buffer
-		err := w.cluster.run(ctx, &out, "cat", "/"+o.key, "--offset", strconv.FormatInt(off, 10), "--length", strconv.FormatInt(n, 10))
+		out, err := w.run(ctx, "cat", "/"+o.key, "--offset", strconv.FormatInt(off, 10), "--length", strconv.FormatInt(n, 10))
 		switch {
 		case err != nil && ctx.Err() != nil: // the end cut it off; the loop sees it
-		case err == nil && (int64(out.Len()) != n || len(narrow(o.possible(opened), out.Bytes(), off)) == 0):
-			return fmt.Errorf("%w: cat of %s at %d, %d bytes: got %d, which are of none of the versions %v", errWrong, o.key, off, n, out.Len(), numbers(o.possible(opened)))
+		case err == nil && (int64(len(out)) != n || len(narrow(o.possible(opened), []byte(out), off)) == 0):
+			return fmt.Errorf("%w: cat of %s at %d, %d bytes: got %d, which are of none of the versions %v", errWrong, o.key, off, n, len(out), numbers(o.possible(opened)))
 		case err == nil:
 			w.tally.toolReads.Add(1)
 			w.tally.bytes.Add(n)
@@ -126,14 +125,14 @@ func (w *world) readTool(ctx context.Context, rng *rand.Rand) error {
 
 // useTools loads, drops and looks now and then.
 func (w *world) useTools(ctx context.Context, rng *rand.Rand) error {
-	for sleep(ctx, between(rng, 2*time.Second, 8*time.Second)) {
+	for trial.Sleep(ctx, trial.Between(rng, 2*time.Second, 8*time.Second)) {
 		args := [][]string{{"load", "/d1"}, {"free", "/d2"}, {"du", "/", "--cached"}, {"ls", "-R", "/"}, {"load", "/"}}[rng.IntN(5)]
-		err := w.cluster.run(ctx, io.Discard, args...)
+		_, err := w.run(ctx, args...)
 		what := strings.Join(args, " ")
 		if err != nil && ctx.Err() == nil { // objects that change, and roles that end, make some of them fail
 			what += ", which failed"
 		}
-		w.happen(what)
+		w.log.Happen(what)
 	}
 	return nil
 }

@@ -7,13 +7,15 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"sync"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"millrace/internal/testenv"
+	"millrace/test/cluster"
+	"millrace/test/disk"
+	"millrace/test/trial"
 )
 
 const (
@@ -25,58 +27,35 @@ const (
 	outage = 20 * time.Second
 )
 
+// patience bounds the start and the stop of a role.
+const patience = 60 * time.Second
+
 // world is everything: the server, the cluster, and what is known of them.
 type world struct {
 	dir     string
-	disk    string // the cache's file system, small; empty: not ours to fill
+	disks   []*disk.Small // of the cache's tiers
 	s3      *testenv.S3Process
 	proxy   *testenv.CountingProxy
-	cluster *cluster
-	objects []*object
-	begun   time.Time
-	tally   tally
+	cluster *cluster.Cluster
+	// The cluster's processes.
+	master, worker, mount *cluster.Process
+	mountEnds             atomic.Int64
+	mountIsUp             atomic.Bool
+	objects               []*object
+	log                   *trial.Log
+	tally                 tally
 }
 
-// tally is what was done and checked.
+// tally is what was checked.
 type tally struct {
 	reads, bytes, stale, gone, cut atomic.Int64 // by readers
 	toolReads                      atomic.Int64
-	mu                             sync.Mutex
-	events                         map[string]int
-	order                          []string
-}
-
-func (t *tally) event(what string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.events == nil {
-		t.events = map[string]int{}
-	}
-	if t.events[what]++; t.events[what] == 1 {
-		t.order = append(t.order, what)
-	}
 }
 
 func (t *tally) print() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	fmt.Println("done:")
-	for _, what := range t.order {
-		fmt.Printf("  %5d x %s\n", t.events[what], what)
-	}
 	fmt.Printf("checked: %d reads through the mount and %d by the tool, %d MiB compared;\n", t.reads.Load(), t.toolReads.Load(), t.bytes.Load()>>20)
 	fmt.Printf("  %d readers met a version that was gone, %d an object that was deleted, %d a mount that was ended\n",
 		t.stale.Load(), t.gone.Load(), t.cut.Load())
-}
-
-func (w *world) say(format string, args ...any) {
-	fmt.Printf("%7.1fs  %s\n", time.Since(w.begun).Seconds(), fmt.Sprintf(format, args...))
-}
-
-// happen says and counts an event.
-func (w *world) happen(what string) {
-	w.tally.event(what)
-	w.say("%s", what)
 }
 
 // build makes the server, fills it, and starts the cluster.
@@ -84,14 +63,15 @@ func build(ctx context.Context, binary string, seed uint64) (w *world, err error
 	if os.Geteuid() != 0 {
 		return nil, errors.New("mounting needs root")
 	}
-	if binary, err = filepath.Abs(binary); err != nil {
+	binary, err = filepath.Abs(binary)
+	if err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "millrace-soak-")
 	if err != nil {
 		return nil, err
 	}
-	w = &world{dir: dir, begun: time.Now()}
+	w = &world{dir: dir, log: trial.NewLog(os.Stdout)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.demolish(false))
@@ -121,41 +101,85 @@ func build(ctx context.Context, binary string, seed uint64) (w *world, err error
 		}
 	}
 	quarter := max(sum/4, 4<<20)
-	w.makeDisk(quarter)
-	w.say("%d objects of %d MiB, a cache of %d MiB", objects, sum>>20, quarter>>20)
-	w.cluster = newCluster(binary, w.dir, w.cacheDir(), quarter, append(w.s3.Env(), "AWS_ENDPOINT_URL="+w.proxy.Endpoint))
-	return w, w.cluster.start(ctx)
+	w.log.Say("%d objects of %d MiB, a cache of %d MiB, and half of that in memory", objects, sum>>20, quarter>>20)
+	return w, w.startCluster(ctx, binary, quarter)
 }
 
-// makeDisk mounts a file system for the cache that is little larger than it.
-func (w *world) makeDisk(quarter int64) {
-	disk := filepath.Join(w.dir, "disk")
-	err := os.Mkdir(disk, 0o700)
-	if err == nil {
-		err = unix.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d,mode=700", quarter+quarter/4))
-	}
+// startCluster starts all roles and binds the bucket.
+func (w *world) startCluster(ctx context.Context, binary string, cache int64) (err error) {
+	w.cluster, err = cluster.New(cluster.Config{
+		Binary: binary, Dir: w.dir, Masters: 1, Workers: 1, Cache: strconv.FormatInt(cache, 10), Memory: strconv.FormatInt(cache/2, 10),
+		MountTOML: `unmount_timeout = "1s"`, Env: append(w.s3.Env(), "AWS_ENDPOINT_URL="+w.proxy.Endpoint),
+	})
 	if err != nil {
-		w.say("the disk is not filled up: no small file system can be had: %v", err)
-		return
+		return err
 	}
-	w.disk = disk
+	w.master, w.worker = w.cluster.Masters()[0], w.cluster.Workers()[0]
+	if w.mount, err = w.cluster.AddMount(); err != nil {
+		return err
+	}
+	// Each tier has a file system that is little larger than it.
+	for dir, size := range map[string]int64{w.worker.CacheDir(): cache, w.worker.MemoryDir(): cache / 2} {
+		d, err := disk.NewSmall(dir, size+size/4)
+		if err != nil {
+			return err
+		}
+		w.disks = append(w.disks, d)
+	}
+	if err := w.cluster.Start(ctx); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"ufs", "add", "/", "s3://" + bucket, "--ufs-opt", "ttl=" + ttl.String()},
+		{"status", "--wait", patience.String()},
+	} {
+		if _, err := w.run(ctx, args...); err != nil {
+			return err
+		}
+	}
+	if err := w.start(ctx, w.mount); err != nil {
+		return err
+	}
+	w.mountIsUp.Store(true)
+	return nil
 }
 
-func (w *world) cacheDir() string {
-	if w.disk == "" {
-		return filepath.Join(w.dir, "cache")
+// start starts a role and waits until it is ready.
+func (w *world) start(ctx context.Context, p *cluster.Process) error {
+	if err := p.Start(); err != nil {
+		return err
 	}
-	return filepath.Join(w.disk, "cache")
+	return w.ready(ctx, p)
+}
+
+func (w *world) ready(ctx context.Context, p *cluster.Process) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return p.Ready(ctx)
+}
+
+func (w *world) roles() []*cluster.Process { return []*cluster.Process{w.master, w.worker, w.mount} }
+
+// run runs `millrace args...` and returns what it wrote.
+func (w *world) run(ctx context.Context, args ...string) (string, error) {
+	return w.cluster.Run(ctx, args...)
+}
+
+// showLogs prints the end of each role's log.
+func (w *world) showLogs() {
+	for _, p := range w.roles() {
+		fmt.Fprintf(os.Stderr, "the log of %s ends with:\n%s\n", p.Name, p.LogTail())
+	}
 }
 
 // demolish ends and removes everything.
 func (w *world) demolish(keep bool) error {
 	var list []error
 	if w.cluster != nil {
-		w.cluster.kill()
+		list = append(list, w.cluster.Close())
 	}
-	if w.disk != "" {
-		list = append(list, unix.Unmount(w.disk, unix.MNT_DETACH))
+	for _, d := range w.disks {
+		list = append(list, d.Close())
 	}
 	if w.proxy != nil {
 		list = append(list, w.proxy.Close())
@@ -177,29 +201,33 @@ func (w *world) rest(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	w.proxy.Inject(nil)
-	if err := w.cluster.awaitAll(ctx); err != nil {
-		return err
+	for _, p := range w.roles() {
+		if err := w.ready(ctx, p); err != nil {
+			return err
+		}
 	}
 	for _, o := range w.objects {
 		for {
-			err := o.isCurrent(w.cluster.point)
+			err := o.isCurrent(w.mount.Point())
 			if err == nil {
 				break
 			}
-			if !sleep(ctx, 100*time.Millisecond) {
+			if !trial.Sleep(ctx, 100*time.Millisecond) {
 				return err
 			}
 		}
 		w.tally.bytes.Add(o.size)
 	}
-	w.say("all objects are read in their last version")
-	if err := w.cluster.stop(); err != nil {
-		return err
+	w.log.Say("all objects are read in their last version")
+	for _, p := range slices.Backward(w.roles()) {
+		if err := p.Terminate(patience); err != nil {
+			return err
+		}
 	}
-	names, err := os.ReadDir(w.cluster.point)
+	names, err := os.ReadDir(w.mount.Point())
 	if err != nil || len(names) > 0 {
 		return fmt.Errorf("the mount point at the end: %v, %w", names, errors.Join(err))
 	}
-	w.say("all roles ended cleanly, no mount is left")
+	w.log.Say("all roles ended cleanly, no mount is left")
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package hosts
 
 import (
 	"context"
@@ -13,43 +13,52 @@ import (
 	"syscall"
 
 	"millrace/internal/child"
-	"millrace/test/cluster"
 )
 
-// Addresses of the hub, which is this process's namespace. Clients come from
-// the first, the under-store answers at the second, so that a host can lose one
-// and keep the other.
+// Addresses of the hub, which is this program's namespace. Clients come from the
+// first, the under-store answers at the second, so that a host can lose one and
+// keep the other.
 const (
 	subnet        = "10.77.0."
-	clientAddress = subnet + "1"
-	storeAddress  = subnet + "2"
+	ClientAddress = subnet + "1"
+	StoreAddress  = subnet + "2"
 	firstHost     = 10
 )
 
 // nowhere is an Ethernet address that nobody has.
 const nowhere = "02:00:00:00:00:ff"
 
-// network is a bridge with a network namespace for each process of the
-// cluster. A namespace lives as long as the process that holds it, and all of
-// them end with this one: nothing of it has a name outside.
-type network struct {
+// Network is a bridge with a network namespace for each host. A namespace lives
+// as long as the process that holds it. Hosts are added by one goroutine; what
+// happens to them may be done by many, to one host by one at a time.
+type Network struct {
 	dir   string
 	hosts map[string]*host
-	lossy error // why links cannot be made lossy
 }
 
 type host struct {
 	name, address, port string // port: its end at the bridge
+	bootID              string // file that is mounted over the kernel's
 	holder              *child.Process
 }
 
-// newNetwork makes the bridge. This process must have a network namespace of
-// its own.
-func newNetwork(ctx context.Context, dir string) (*network, error) {
-	n := &network{dir: dir, hosts: map[string]*host{}}
+// Place is where a process lives.
+type Place struct {
+	// Address is its IP address, for its listeners alone.
+	Address string
+	// Enter is a command, with its first arguments, that runs the command behind
+	// them there, in the same process; empty for this host.
+	Enter []string
+}
+
+// New makes the bridge of a program that is Inside. What it needs to keep is in
+// dir.
+func New(ctx context.Context, dir string) (*Network, error) {
+	n := &Network{dir: dir, hosts: map[string]*host{}}
 	for _, args := range []string{
-		"link set lo up", "link add br0 type bridge", "link set br0 up",
-		"addr add " + clientAddress + "/24 dev br0", "addr add " + storeAddress + "/24 dev br0",
+		"link add br0 type bridge", "link set br0 up",
+		"addr add " + ClientAddress + "/24 dev br0",
+		"addr add " + StoreAddress + "/32 dev br0", // in no subnet, so that what is at it also speaks from it
 	} {
 		if err := command(ctx, "ip", strings.Fields(args)...); err != nil {
 			return nil, err
@@ -58,9 +67,8 @@ func newNetwork(ctx context.Context, dir string) (*network, error) {
 	return n, nil
 }
 
-// add makes a host. It has a boot ID of its own, which makes it another machine
-// to all others.
-func (n *network) add(ctx context.Context, name string) error {
+// Add makes a host.
+func (n *Network) Add(ctx context.Context, name string) error {
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), "sleep", "infinity")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	holder, err := child.Start(cmd)
@@ -69,12 +77,11 @@ func (n *network) add(ctx context.Context, name string) error {
 	}
 	h := &host{
 		name: name, address: fmt.Sprint(subnet, firstHost+len(n.hosts)),
-		port: fmt.Sprint("port", len(n.hosts)), holder: holder,
+		port: fmt.Sprint("port", len(n.hosts)), bootID: filepath.Join(n.dir, name+".boot_id"), holder: holder,
 	}
 	n.hosts[name] = h
-	pid := strconv.Itoa(holder.PID())
 	steps := [][]string{
-		{"ip", "link", "add", h.port, "type", "veth", "peer", "name", "eth0", "netns", pid},
+		{"ip", "link", "add", h.port, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(holder.PID())},
 		{"ip", "link", "set", h.port, "master", "br0", "up"},
 		h.inside("ip", "link", "set", "lo", "up"),
 		h.inside("ip", "addr", "add", h.address+"/24", "dev", "eth0"),
@@ -85,17 +92,21 @@ func (n *network) add(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	return os.WriteFile(n.bootID(name), []byte(newBootID()), 0o600)
+	return n.Reboot(name)
 }
 
-// host says how a process gets to its host.
-func (n *network) host(name string) cluster.Host {
+// Place says where a host is.
+func (n *Network) Place(name string) Place {
 	const enter = `mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"`
 	h := n.hosts[name]
-	return cluster.Host{Address: h.address, Enter: h.inside("unshare", "--mount", "sh", "-c", enter, n.bootID(name))}
+	return Place{Address: h.address, Enter: h.inside("unshare", "--mount", "--propagation", "slave", "sh", "-c", enter, h.bootID)}
 }
 
-func (n *network) bootID(name string) string { return filepath.Join(n.dir, name+".boot_id") }
+// Reboot gives a host another boot ID, which its processes see from their next
+// start on.
+func (n *Network) Reboot(name string) error {
+	return os.WriteFile(n.hosts[name].bootID, []byte(newBootID()), 0o600)
+}
 
 // inside is a command that runs on the host.
 func (h *host) inside(args ...string) []string {
@@ -107,12 +118,12 @@ func (h *host) run(ctx context.Context, args ...string) error {
 	return command(ctx, c[0], c[1:]...)
 }
 
-// heal undoes a partition or a loss.
-type heal func(ctx context.Context) error
+// Heal undoes a partition or a loss.
+type Heal func(ctx context.Context) error
 
-// isolate takes a host off the network: what it sends is lost, and what is
+// Isolate takes a host off the network: what it sends is lost, and what is
 // sent to it.
-func (n *network) isolate(ctx context.Context, name string) (heal, error) {
+func (n *Network) Isolate(ctx context.Context, name string) (Heal, error) {
 	h := n.hosts[name]
 	if err := command(ctx, "ip", "link", "set", h.port, "nomaster"); err != nil {
 		return nil, err
@@ -122,14 +133,14 @@ func (n *network) isolate(ctx context.Context, name string) (heal, error) {
 	}, nil
 }
 
-// part separates some hosts from the others and from the clients; all keep the
+// Part separates some hosts from the others and from the clients; all keep the
 // under-store.
-func (n *network) part(ctx context.Context, names ...string) (heal, error) {
+func (n *Network) Part(ctx context.Context, names ...string) (Heal, error) {
 	apart := map[string]bool{}
 	for _, name := range names {
 		apart[name] = true
 	}
-	var done []heal
+	var done []Heal
 	undo := func(ctx context.Context) error {
 		var list []error
 		for _, h := range done {
@@ -141,7 +152,7 @@ func (n *network) part(ctx context.Context, names ...string) (heal, error) {
 		if !apart[a.name] {
 			continue
 		}
-		lost := []string{clientAddress}
+		lost := []string{ClientAddress}
 		for _, b := range n.hosts {
 			if apart[b.name] {
 				continue
@@ -164,13 +175,13 @@ func (n *network) part(ctx context.Context, names ...string) (heal, error) {
 	return undo, nil
 }
 
-// hide loses all that a host sends to the clients.
-func (n *network) hide(ctx context.Context, name string) (heal, error) {
-	return n.hosts[name].lose(ctx, clientAddress)
+// Hide loses all that a host sends to the clients.
+func (n *Network) Hide(ctx context.Context, name string) (Heal, error) {
+	return n.hosts[name].lose(ctx, ClientAddress)
 }
 
 // lose loses what the host sends to an address, without a word to the sender.
-func (h *host) lose(ctx context.Context, address string) (heal, error) {
+func (h *host) lose(ctx context.Context, address string) (Heal, error) {
 	if err := h.run(ctx, "ip", "neigh", "replace", address, "lladdr", nowhere, "dev", "eth0", "nud", "permanent"); err != nil {
 		return nil, err
 	}
@@ -179,31 +190,12 @@ func (h *host) lose(ctx context.Context, address string) (heal, error) {
 	}, nil
 }
 
-// drop loses a part of the packets that come to a host.
-func (n *network) drop(ctx context.Context, name, probability string) (heal, error) {
-	h := n.hosts[name]
-	rule := func(what string) []string {
-		return []string{"iptables", "-w", what, "INPUT", "-i", "eth0", "-m", "statistic", "--mode", "random", "--probability", probability, "-j", "DROP"}
-	}
-	if err := h.run(ctx, rule("-A")...); err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) error { return h.run(ctx, rule("-D")...) }, nil
-}
-
-// tryLoss finds out whether drop works here.
-func (n *network) tryLoss(ctx context.Context, name string) {
-	undo, err := n.drop(ctx, name, "0.05")
-	if err == nil {
-		err = undo(ctx)
-	}
-	n.lossy = err
-}
-
-func (n *network) close() {
+// Close ends all hosts and the bridge. No process is there any more.
+func (n *Network) Close() error {
 	for _, h := range n.hosts {
 		h.holder.Kill()
 	}
+	return command(context.Background(), "ip", "link", "del", "br0")
 }
 
 func command(ctx context.Context, name string, args ...string) error {

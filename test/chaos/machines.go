@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"time"
+
+	"millrace/test/cluster"
+	"millrace/test/disk"
+	"millrace/test/trial"
+)
+
+// wipeMaster gives a master an empty disk, and makes it a member again.
+func (w *world) wipeMaster(ctx context.Context, rng *rand.Rand) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	p := w.cluster.Masters()[rng.IntN(masters)]
+	w.log.HappenTo(p.Name, "a master loses its disk")
+	p.Kill()
+	if err := p.Wipe(); err != nil {
+		return err
+	}
+	if err := p.Start(); err != nil {
+		return err
+	}
+	return w.cluster.Rejoin(ctx, p)
+}
+
+// wipeWorker gives a worker an empty disk, which makes it another worker.
+func (w *world) wipeWorker(ctx context.Context, rng *rand.Rand) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	p := w.cluster.Workers()[rng.IntN(workers)]
+	w.log.HappenTo(p.Name, "a worker loses its disk")
+	p.Kill()
+	return w.cluster.Replace(ctx, p)
+}
+
+// makeImage puts the disk of a process on a file system whose power can be cut.
+func (w *world) makeImage(ctx context.Context, p *cluster.Process) error {
+	m, err := disk.NewImage(ctx, filepath.Join(p.Dir, "image"), p.DiskDir(), imageSize)
+	if err != nil {
+		return err
+	}
+	if w.images == nil {
+		w.images = map[string]*disk.Image{}
+	}
+	w.images[p.Name] = m
+	return nil
+}
+
+// cutPower cuts the power of a machine: what its disk had not been told to keep
+// is lost.
+func (w *world) cutPower(p *cluster.Process) fault {
+	return func(ctx context.Context, rng *rand.Rand) error {
+		ctx, cancel := context.WithTimeout(ctx, settle)
+		defer cancel()
+		m := w.images[p.Name]
+		w.log.HappenTo(p.Name, "the power is cut")
+		if err := m.Cut(); err != nil {
+			return err
+		}
+		p.Kill()
+		if err := w.net.Reboot(p.Name); err != nil {
+			return err
+		}
+		trial.Sleep(ctx, trial.Between(rng, 0, 3*time.Second))
+		if err := m.Restore(ctx); err != nil {
+			return err
+		}
+		return w.begin(ctx, p)
+	}
+}
+
+// failDiskOf lets the disk of a process fail until it is replaced by one with
+// the same on it.
+func (w *world) failDiskOf(who choice) fault {
+	return func(ctx context.Context, rng *rand.Rand) error {
+		p, err := who.pick(ctx, rng)
+		if err != nil {
+			return err
+		}
+		all := disk.Failures()
+		f := all[rng.IntN(len(all))]
+		heal, err := disk.Fail(ctx, p.PID(), f)
+		if err != nil {
+			return fmt.Errorf("let the disk of %s fail: %w", p.Name, err)
+		}
+		w.log.HappenTo(p.Name, "the disk of "+who.what+": "+f.What)
+		trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
+		p.Kill()
+		if err := heal(); err != nil {
+			return err
+		}
+		return w.begin(ctx, p)
+	}
+}
