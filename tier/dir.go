@@ -327,7 +327,7 @@ func (d *dir) status() DirStatus {
 		out.State = StateFailed // of what it has nothing is known
 	default:
 		st := d.ledger.state()
-		out.Used, out.Held = st.used, st.held
+		out.Limit, out.Used, out.Held = max(st.limit, 0), st.used, st.held
 	}
 	return out
 }
