@@ -24,14 +24,7 @@ func TestCanceledReadLeavesBufferAlone(t *testing.T) {
 			if tr.disk {
 				f.disk = onDisk(t, data)
 			}
-			started := make(chan struct{}, 1)
-			f.hook = func(_ context.Context, f *testFile, req ReadRequest, w Responder) error {
-				select {
-				case started <- struct{}{}:
-				default:
-				}
-				return f.serve(req, w)
-			}
+			started := f.tellStarts()
 			c := startServer(t, tr.network, DefaultServerConfig(), oneFile(f)).dial(t)
 			h := mustOpen(t, c, "f", len(data))
 			p, zeros := make([]byte, len(data)), make([]byte, len(data))

@@ -229,21 +229,8 @@ func TestDescriptorsNotReceived(t *testing.T) {
 	cfg.WriteTimeout = size.Duration(50 * time.Millisecond)
 	f := &testFile{data: data, give: reopened(disk, 0, int64(len(data)))}
 	s := startServer(t, "unix", cfg, oneFile(f))
-	var d net.Dialer
-	nc, err := d.DialContext(t.Context(), "unix", s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	if _, err := shakeHands(t.Context(), nc, DefaultClientConfig()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := nc.Write(openFrame(t, 1, "f", 1000)); err != nil {
-		t.Fatal(err)
-	}
-	if e, err := nextEnd(nc, 1); err != nil || e.Failed {
-		t.Fatal(e, err)
-	}
+	nc := s.raw(t)
+	rawOpen(t, nc)
 	if err := nc.SetWriteDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}

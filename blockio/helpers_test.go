@@ -45,6 +45,19 @@ type testFile struct {
 
 type readHook func(ctx context.Context, f *testFile, req ReadRequest, w Responder) error
 
+// tellStarts has the file tell of reads that begin, of one until it is heard.
+func (f *testFile) tellStarts() <-chan struct{} {
+	started := make(chan struct{}, 1)
+	f.hook = func(_ context.Context, f *testFile, req ReadRequest, w Responder) error {
+		select {
+		case started <- struct{}{}:
+		default:
+		}
+		return f.serve(req, w)
+	}
+	return started
+}
+
 func (f *testFile) Read(ctx context.Context, req ReadRequest, w Responder) error {
 	if f.hook != nil {
 		return f.hook(ctx, f, req, w)
@@ -202,6 +215,33 @@ func serveOn(t testing.TB, srv *Server, network string, l net.Listener) *server 
 	})
 	t.Cleanup(s.stop)
 	return s
+}
+
+// raw is a connection after the handshake, for frames that a Conn would not
+// send.
+func (s *server) raw(t testing.TB) net.Conn {
+	t.Helper()
+	var d net.Dialer
+	nc, err := d.DialContext(t.Context(), s.network, s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { nc.Close() })
+	if _, err := shakeHands(t.Context(), nc, DefaultClientConfig()); err != nil {
+		t.Fatal(err)
+	}
+	return nc
+}
+
+// rawOpen opens the file f of 1000 bytes, as handle 1.
+func rawOpen(t testing.TB, nc net.Conn) {
+	t.Helper()
+	if _, err := nc.Write(openFrame(t, 1, "f", 1000)); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := nextEnd(nc, 1); err != nil || e.Failed {
+		t.Fatal(e, err)
+	}
 }
 
 func (s *server) dial(t testing.TB) *Conn {

@@ -121,15 +121,7 @@ func TestRefusedRequests(t *testing.T) {
 	cfg := DefaultServerConfig()
 	cfg.MaxHandles = 2
 	s := startServer(t, "tcp", cfg, oneFile(f))
-	var d net.Dialer
-	nc, err := d.DialContext(t.Context(), "tcp", s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	if _, err := shakeHands(t.Context(), nc, DefaultClientConfig()); err != nil {
-		t.Fatal(err)
-	}
+	nc := s.raw(t)
 	plain := func(o op, n int) []byte {
 		h := header{Op: o, RequestID: 9, Handle: 1, Length: uint32(n)}
 		return append(appendHeader(nil, &h), make([]byte, n)...)
@@ -217,21 +209,8 @@ func TestDuplicateRequestID(t *testing.T) {
 		return ctx.Err()
 	}
 	s := startServer(t, "tcp", DefaultServerConfig(), oneFile(f))
-	var d net.Dialer
-	nc, err := d.DialContext(t.Context(), "tcp", s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	if _, err := shakeHands(t.Context(), nc, DefaultClientConfig()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := nc.Write(openFrame(t, 1, "f", 1000)); err != nil {
-		t.Fatal(err)
-	}
-	if e, err := nextEnd(nc, 1); err != nil || e.Failed {
-		t.Fatal(e, err)
-	}
+	nc := s.raw(t)
+	rawOpen(t, nc)
 	two := append(readFrameOf(5, 1, 0, 10, nil), readFrameOf(5, 1, 0, 10, nil)...)
 	if _, err := nc.Write(two); err != nil {
 		t.Fatal(err)

@@ -89,17 +89,20 @@ func (a *announced) ids() []string {
 	return list
 }
 
-// announce tells the leader where this master is, until ctx ends.
+// announce tells the leader where this master is, until ctx ends. Who is the
+// only voter has nobody to tell: the masters that it knows of may be another
+// group's, as where several clusters share a host.
 func (m *Master) announce(ctx context.Context) {
 	told, pause := false, time.Duration(0)
 	for sleep(ctx, m.clock, pause) == nil {
 		pause = announceInterval
-		if m.leading.Load() {
+		if m.leading.Load() || m.raft.alone() {
+			m.setApart(false)
 			continue
 		}
 		reply, err := m.announceOnce(ctx)
-		if err == nil && m.apart.Swap(!reply.GetMember()) == reply.GetMember() {
-			m.members.change.notify() // streams end, or go on
+		if err == nil {
+			m.setApart(!reply.GetMember())
 		}
 		switch {
 		case err != nil:
@@ -112,6 +115,13 @@ func (m *Master) announce(ctx context.Context) {
 			m.log.WarnContext(ctx, "this master does not belong to the group: it waits to be added, or may be stopped",
 				"command", "millrace masters add "+m.raft.id)
 		}
+	}
+}
+
+// setApart keeps whether the group counts on this master.
+func (m *Master) setApart(apart bool) {
+	if m.apart.Swap(apart) != apart {
+		m.members.change.notify() // streams end, or go on
 	}
 }
 

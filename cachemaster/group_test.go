@@ -261,9 +261,7 @@ func TestAddAndRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.remove("m0")
-	if n, _ := g.leader(); n == 0 {
-		t.Error("the master that was removed leads")
-	}
+	eventually(t, "another leads", func() bool { n, _ := g.leader(); return n != 0 })
 	eventually(t, "it waits", func() bool { return g.states()["m0"] == masterWaiting && len(g.states()) == 3 })
 	// What it knows grows old: it tells nobody, and ends who watches it.
 	for err == nil {
@@ -307,6 +305,22 @@ func TestRemoveKeepsAMajority(t *testing.T) {
 	g.remove(others[0])
 	if states := g.states(); len(states) != 2 {
 		t.Errorf("the group is %v", states)
+	}
+}
+
+// TestMastersOfAnotherGroup: a master that founds a group alone is not misled
+// by the addresses of another group, whose masters do not count on it.
+func TestMastersOfAnotherGroup(t *testing.T) {
+	t.Parallel()
+	other := start(t, t.TempDir(), nil, testConfig())
+	deps := Deps{UFS: registry(nil), GRPC: listen(t), Raft: listen(t), DataDir: t.TempDir(), Masters: []string{other.m.grpc}}
+	c := startWith(t, deps, testConfig())
+	eventually(t, "it serves", func() bool {
+		_, err := c.stat(t, "/")
+		return err == nil
+	})
+	if heard := other.m.announced.ids(); len(heard) > 0 {
+		t.Errorf("the other group heard of %v", heard)
 	}
 }
 

@@ -65,7 +65,7 @@ type Master struct {
 	// that was committed before, until it learns that it leads no more.
 	leading  atomic.Bool
 	running  atomic.Bool   // Raft is up
-	apart    atomic.Bool   // the leader said that this master does not belong to the group
+	apart    atomic.Bool   // a leader said that this master does not belong to its group
 	fresh    atomic.Bool   // the disk is empty: this master takes no part yet
 	stopping chan struct{} // closed when streams should end
 

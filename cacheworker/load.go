@@ -58,10 +58,14 @@ func (l *loader) Load(ctx context.Context, t *block.Ticket, e block.Extent) (loa
 func (l *loader) noSpace(cause error) error {
 	var dirs []string
 	for _, d := range l.w.tier.Status() {
-		dirs = append(dirs, fmt.Sprintf("%s has %v, %v of them used and %v held by open files",
-			d.Dir, size.Bytes(d.Capacity), size.Bytes(d.Used), size.Bytes(d.Held)))
+		text := fmt.Sprintf("%s has %v, %v of them used and %v held by open files",
+			d.Dir, size.Bytes(d.Capacity), size.Bytes(d.Used), size.Bytes(d.Held))
+		if d.Limit < d.Capacity && d.State == tier.StateOK {
+			text += fmt.Sprintf("; its file system has room for %v of them", size.Bytes(d.Limit))
+		}
+		dirs = append(dirs, text)
 	}
-	return errs.E(errs.NoSpace, "", "", fmt.Errorf("no room in the cache of worker %s (%s): %w; free or unpin other paths, close files, or give the worker a larger cache directory",
+	return errs.E(errs.NoSpace, "", "", fmt.Errorf("no room in the cache of worker %s (%s): %w; free other paths, close files, or give the worker a larger cache directory or its file system more room",
 		l.w.ID(), strings.Join(dirs, "; "), cause))
 }
 

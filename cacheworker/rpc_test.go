@@ -446,6 +446,15 @@ func TestNoSpaceSaysWhereAndWhatToDo(t *testing.T) {
 	}
 }
 
+// TestNoSpaceNamesAFullFileSystem: where the capacity is more than there is
+// room for, that is said too.
+func TestNoSpaceNamesAFullFileSystem(t *testing.T) {
+	r := newRig(t, rigOptions{capacity: 1 << 60})
+	if err := r.w.loader.noSpace(errs.NoSpace); !strings.Contains(err.Error(), "; its file system has room for ") {
+		t.Error(err)
+	}
+}
+
 // TestRestartUnderAReader stops the worker while a client reads, and starts it
 // again at the same addresses. Like a client, the reader dials again and
 // repeats a read that failed as one does that another attempt may serve.

@@ -24,7 +24,7 @@ func (c *Client) SubmitLoad(ctx context.Context, paths []string) (string, error)
 		req.Paths = append(req.Paths, []byte(p))
 	}
 	var id string
-	err := c.masters.call(ctx, "submit load", "", func(ctx context.Context, cc *grpc.ClientConn) error {
+	err := c.masters.call(ctx, "submit load job", "", func(ctx context.Context, cc *grpc.ClientConn) error {
 		reply, err := api.NewJobServiceClient(cc).SubmitLoad(ctx, req)
 		id = reply.GetId()
 		return err
@@ -35,7 +35,7 @@ func (c *Client) SubmitLoad(ctx context.Context, paths []string) (string, error)
 // Job returns the state of a load job.
 func (c *Client) Job(ctx context.Context, id string) (Job, error) {
 	var out Job
-	err := c.masters.call(ctx, "job", id, func(ctx context.Context, cc *grpc.ClientConn) error {
+	err := c.masters.call(ctx, "look up load job", id, func(ctx context.Context, cc *grpc.ClientConn) error {
 		reply, err := api.NewJobServiceClient(cc).GetJob(ctx, &api.GetJobRequest{Id: id})
 		if err == nil {
 			out = jobOf(reply)
@@ -66,7 +66,7 @@ func (c *Client) Jobs(ctx context.Context) ([]Job, error) {
 func (c *Client) CancelJob(ctx context.Context, id string) (Job, error) {
 	var out Job
 	// Canceling twice is canceling once.
-	err := c.masters.call(ctx, "cancel job", id, func(ctx context.Context, cc *grpc.ClientConn) error {
+	err := c.masters.call(ctx, "cancel load job", id, func(ctx context.Context, cc *grpc.ClientConn) error {
 		reply, err := api.NewJobServiceClient(cc).CancelJob(ctx, &api.CancelJobRequest{Id: id})
 		if err == nil {
 			out = jobOf(reply)
@@ -86,10 +86,10 @@ func (c *Client) WatchJob(ctx context.Context, id string) iter.Seq2[Job, error] 
 			case !more || err == nil && job.Final():
 				return
 			case ctx.Err() != nil:
-				yield(job, errs.Wrap(ctx.Err(), "watch job", id))
+				yield(job, errs.Wrap(ctx.Err(), "watch load job", id))
 				return
 			case err != nil:
-				yield(job, errs.Wrap(err, "watch job", id))
+				yield(job, errs.WrapOnce(err, "watch load job", id))
 				return
 			}
 		}

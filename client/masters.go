@@ -166,7 +166,7 @@ func (m *masters) call(ctx context.Context, op, path string, f func(context.Cont
 		defer cancel()
 		return f(ctx, cc)
 	})
-	return errs.Wrap(err, op, path)
+	return errs.WrapOnce(err, op, path)
 }
 
 // retry runs f against the leader, following it and repeating f as how allows,
@@ -214,7 +214,7 @@ func (m *masters) retry(ctx context.Context, how repeatable, f func(context.Cont
 			if ctx.Err() != nil {
 				return errs.E(errs.KindOf(ctx.Err()), "", "", err)
 			}
-			return errs.E(errs.Unavailable, "", "", fmt.Errorf("no leading master answered within %v; %s said: %w", m.cfg.RetryFor, addr, err))
+			return errs.E(errs.Unavailable, "", "", fmt.Errorf("no master could answer within %v; %s said: %w", m.cfg.RetryFor, addr, err))
 		}
 	}
 }

@@ -96,7 +96,7 @@ func (c *Client) List(ctx context.Context, p string, o ListOptions) iter.Seq2[*E
 				return
 			}
 			if err != nil {
-				yield(nil, errs.Wrap(err, "list", p))
+				yield(nil, errs.WrapOnce(err, "list", p))
 				return
 			}
 			if !yield(e, nil) {
@@ -306,7 +306,7 @@ func (c *Client) AddUFS(ctx context.Context, p, uri string, options map[string]s
 	}
 	var out UFSMount
 	req := &api.AddUFSRequest{Path: []byte(p), Uri: uri, Options: options, IdempotencyKey: rand.Text()}
-	err = c.masters.call(ctx, "add under-store at", p, func(ctx context.Context, cc *grpc.ClientConn) error {
+	err = c.masters.call(ctx, "add under-store", p, func(ctx context.Context, cc *grpc.ClientConn) error {
 		reply, err := api.NewUFSServiceClient(cc).AddUFS(ctx, req)
 		if err == nil {
 			out = mountOf(reply.GetMount())
@@ -336,7 +336,7 @@ func (c *Client) RemoveUFS(ctx context.Context, p string) error {
 		return err
 	}
 	req := &api.RemoveUFSRequest{Path: []byte(p), IdempotencyKey: rand.Text()}
-	return c.masters.call(ctx, "remove under-store at", p, func(ctx context.Context, cc *grpc.ClientConn) error {
+	return c.masters.call(ctx, "remove under-store", p, func(ctx context.Context, cc *grpc.ClientConn) error {
 		_, err := api.NewUFSServiceClient(cc).RemoveUFS(ctx, req)
 		return err
 	})

@@ -41,7 +41,7 @@ type Info struct {
 	Path        string     `json:"path"`
 	Type        string     `json:"type"` // TypeFile or TypeDir
 	Size        int64      `json:"size"`
-	MTime       *time.Time `json:"mtime,omitempty"` // RFC 3339; nil if unknown
+	MTime       *time.Time `json:"mtime"` // RFC 3339; nil if unknown
 	CachedBytes int64      `json:"cached_bytes"`
 }
 
@@ -64,7 +64,7 @@ type FileInfo struct {
 	Version   string          `json:"version,omitempty"`
 	FileID    string          `json:"file_id,omitempty"`
 	BlockSize int64           `json:"block_size,omitempty"`
-	Blocks    []BlockLocation `json:"blocks,omitempty"`
+	Blocks    []BlockLocation `json:"blocks,omitzero"` // those that are cached somewhere
 }
 
 // FileInfo returns what `stat` prints of the entry and its blocks.
@@ -154,8 +154,8 @@ type Job struct {
 	Files    JobSums    `json:"files"`
 	Bytes    JobSums    `json:"bytes"`
 	Started  time.Time  `json:"started"`
-	Finished *time.Time `json:"finished,omitempty"` // nil: not yet
-	Error    string     `json:"error,omitempty"`
+	Finished *time.Time `json:"finished"` // nil: not yet
+	Error    string     `json:"error"`    // empty: none
 }
 
 // Final reports whether the job's state will not change any more.

@@ -272,6 +272,7 @@ type DirStatus struct {
 	Medium   Medium
 	Dir      string
 	Capacity int64 // bytes that it may take
+	Limit    int64 // bytes of them that its file system has room for; 0 unless State is StateOK
 	Used     int64 // bytes charged: pages, index, directories, reservations and Held
 	Held     int64 // bytes of files that are out of the cache but not yet proven free
 	Replicas int64 // bytes that count of the replicas' share: the lengths of their files

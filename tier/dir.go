@@ -222,17 +222,12 @@ func (d *dir) takeLock() error {
 // is an error if that is another one than clusterID, or the format another
 // release's. A directory without a format gets ours.
 func (d *dir) format(clusterID string) (have string, err error) {
-	name := filepath.Join(d.root, formatFile)
-	data, err := vfs.ReadFile(d.fs, name, 4<<10)
+	info, err := readFormat(d.fs, d.root)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", d.writeFormat("")
 	}
 	if err != nil {
-		return "", fmt.Errorf("read cache directory's format: %w", err)
-	}
-	var info formatInfo
-	if err := json.Unmarshal(data, &info); err != nil {
-		return "", errs.E(errs.Invalid, "open cache directory", name, err)
+		return "", err
 	}
 	if info.Format != formatVersion {
 		return "", errs.E(errs.Invalid, "open cache directory", d.root,
@@ -245,6 +240,20 @@ func (d *dir) format(clusterID string) (have string, err error) {
 			WithHint("name another directory, or remove this one's content")
 	}
 	return info.ClusterID, nil
+}
+
+// readFormat reads what a cache directory is. Its error is of kind NotFound
+// where it is none yet.
+func readFormat(fsys vfs.FS, root string) (info formatInfo, err error) {
+	name := filepath.Join(root, formatFile)
+	data, err := vfs.ReadFile(fsys, name, 4<<10)
+	if err != nil {
+		return info, fmt.Errorf("read cache directory's format: %w", err)
+	}
+	if err := json.Unmarshal(data, &info); err != nil {
+		return info, errs.E(errs.Invalid, "open cache directory", name, err)
+	}
+	return info, nil
 }
 
 func (d *dir) writeFormat(clusterID string) error {
@@ -329,7 +338,8 @@ func (d *dir) status() DirStatus {
 		out.State = StateFailed // of what it has nothing is known
 	default:
 		st := d.ledger.state()
-		out.Used, out.Held, out.Replicas = st.used, st.held, d.replicas.bytes()
+		out.Limit, out.Used, out.Held = max(st.limit, 0), st.used, st.held
+		out.Replicas = d.replicas.bytes()
 	}
 	return out
 }

@@ -11,6 +11,7 @@ import (
 
 	"millrace/block"
 	"millrace/internal/errs"
+	"millrace/internal/vfs"
 )
 
 func TestCapacityIsNeverPassed(t *testing.T) {
@@ -291,6 +292,15 @@ func TestFreeShare(t *testing.T) {
 	}
 	if n := s.Stats().NoSpace; n != 1 {
 		t.Fatalf("%d refusals are counted", n)
+	}
+}
+
+// TestLimit: what the file system leaves of the capacity is told.
+func TestLimit(t *testing.T) {
+	fs := vfs.NewMem(64*mib, 1000)
+	s := openStore(t, "/cache", 256*mib, withFS(fs), func(_ *Options, c *Config) { c.FreeShare = 0.5 })
+	if st := s.Status()[0]; st.Limit > 33*mib || st.Limit < 31*mib || st.Capacity != 256*mib {
+		t.Errorf("%+v", st)
 	}
 }
 

@@ -74,9 +74,9 @@ func (d *dir) recover() (*recovery, error) {
 	}
 	d.refreshLimits()
 	st := d.ledger.state()
-	if st.limit < st.used+d.index.chunk {
-		d.log.Warn("file system is too full: the cache directory can keep little",
-			slog.Int64("limit_bytes", st.limit), slog.Int64("used_bytes", st.used))
+	if st.limit < int64(d.cfg.Capacity) {
+		d.log.Warn("file system is too full: the cache directory keeps less than its capacity",
+			slog.Int64("capacity_bytes", int64(d.cfg.Capacity)), slog.Int64("limit_bytes", st.limit), slog.Int64("used_bytes", st.used))
 	}
 	d.log.Info("cache directory opened",
 		slog.Int("files", len(r.parts)), slog.Int64("used_bytes", st.used), slog.Bool("clean", r.clean),

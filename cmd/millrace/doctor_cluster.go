@@ -90,7 +90,7 @@ func (d *doctor) checkWorker(ctx context.Context, w client.WorkerStatus) {
 	switch w.State {
 	case "live", "draining":
 	default:
-		d.problem(check, fmt.Sprintf("%s, at %s", w.State, w.Address), "start it; if it is gone for good, it is forgotten by itself")
+		d.problem(check, fmt.Sprintf("%s, at %s", w.State, w.Address), "start it; if it is gone for good: millrace workers forget "+w.ID)
 		return
 	}
 	if err := reach(ctx, w.DataAddress); err != nil {

@@ -40,9 +40,6 @@ func (a *app) stat(ctx context.Context, s *session, path string) error {
 		}
 	}
 	i := e.FileInfo(blocks)
-	if !e.Dir && i.Blocks == nil {
-		i.Blocks = []client.BlockLocation{} // promised, if empty
-	}
 	if !e.Dir {
 		i.CachedBytes = 0
 		for _, b := range blocks {

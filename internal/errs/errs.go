@@ -101,6 +101,15 @@ func Wrap(err error, op, path string) error {
 	return &Error{Kind: KindOf(err), Op: op, Path: path, Err: err}
 }
 
+// WrapOnce is Wrap for what another process said, which may have named op and
+// path itself: then err is returned as it is.
+func WrapOnce(err error, op, path string) error {
+	if err != nil && strings.HasPrefix(err.Error(), (&Error{Op: op, Path: path, Err: errors.New("")}).Error()) {
+		return err
+	}
+	return Wrap(err, op, path)
+}
+
 // WithHint returns a copy of e that tells the user what to do.
 func (e *Error) WithHint(hint string) *Error {
 	c := *e

@@ -150,6 +150,22 @@ func TestWrap(t *testing.T) {
 	}
 }
 
+func TestWrapOnce(t *testing.T) {
+	if err := errs.WrapOnce(nil, "stat", "/p"); err != nil {
+		t.Errorf("WrapOnce(nil) = %v", err)
+	}
+	for said, want := range map[string]string{
+		"stat /p: gone":      "stat /p: gone",
+		"stat /prefix: gone": "stat /p: stat /prefix: gone",
+		"gone":               "stat /p: gone",
+	} {
+		err := errs.WrapOnce(errs.E(errs.NotFound, "", "", errors.New(said)), "stat", "/p")
+		if err.Error() != want || errs.KindOf(err) != errs.NotFound {
+			t.Errorf("%q became %q of kind %v, want %q", said, err, errs.KindOf(err), want)
+		}
+	}
+}
+
 func TestWithHintCopies(t *testing.T) {
 	e := errs.E(errs.NotFound, "stat", "/a", nil)
 	if h := e.WithHint("look"); e.Hint != "" || h.Hint != "look" || h.Kind != e.Kind {
