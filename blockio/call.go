@@ -26,6 +26,7 @@ type call struct {
 	opens      bool     // END brings a handle
 	descriptor bool     // DATA brings a descriptor
 	checked    bool     // each page must come whole, with a checksum
+	upTo       bool     // what comes may be less than want
 	length     int64    // of the file
 	one        [1]Range // room for the ranges of what reads one
 	done       chan struct{}
@@ -58,7 +59,7 @@ func (c *Conn) newCall() *call {
 
 // recycle puts a call away that nobody else knows.
 func (c *Conn) recycle(k *call) {
-	k.id, k.priority, k.opens, k.descriptor, k.checked, k.length, k.one = 0, PriorityRead, false, false, false, 0, [1]Range{}
+	k.id, k.priority, k.opens, k.descriptor, k.checked, k.upTo, k.length, k.one = 0, PriorityRead, false, false, false, false, 0, [1]Range{}
 	k.end, k.crcs, k.handle, k.corrupt, k.err = endPayload{}, k.crcs[:0], 0, nil, nil
 	k.sums.reset()
 	k.file, k.base, k.refused = nil, 0, nil
@@ -174,7 +175,7 @@ func (k *call) checkEnd(e *endPayload, addr string) error {
 	switch {
 	case e.Failed || !k.abandoned.IsZero():
 		return nil // nobody will look at the bytes
-	case k.got != k.want:
+	case k.got != k.want && !k.upTo:
 		return fmt.Errorf("%w: END after %d of %d bytes", errProtocol, k.got, k.want)
 	}
 	if pages := k.sums.before; k.checked && int64(len(e.CRCs)) != pages {

@@ -16,10 +16,11 @@
 //
 // Besides OPEN, READ and CLOSE there are READV, many ranges of a file in one
 // request; OPEN_READ, which saves small files a round trip; FD, which passes
-// a descriptor of the file to a client on the same host; and TOUCH, by which
-// such a client tells what it used. Each is a feature that the server's hello
-// offers or not. What a Handler and its Files offer, they say by implementing
-// Toucher and Descriptors.
+// a descriptor of the file to a client on the same host; TOUCH, by which such a
+// client tells what it used; and RECALLS, by which it asks what it is to give
+// back. Each is a feature that the server's hello offers or not. What a Handler
+// and its Files offer, they say by implementing Toucher, Recaller and
+// Descriptors.
 //
 // # Goroutines
 //

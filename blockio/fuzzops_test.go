@@ -68,6 +68,25 @@ func FuzzTouches(f *testing.F) {
 	})
 }
 
+func FuzzRecalls(f *testing.F) {
+	for _, c := range loadVectors(f).Frames {
+		if c.Recalls != nil {
+			f.Add(unhex(f, c.Hex)[headerSize:])
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v, err := parseRecalls(b)
+		if err != nil {
+			return
+		}
+		b = bytes.Clone(b)
+		clear(b[12:recallsFixed]) // reserved
+		if again := appendRecalls(nil, &v); !bytes.Equal(again, b) {
+			t.Errorf("%x encodes to %x", b, again)
+		}
+	})
+}
+
 func FuzzDescriptor(f *testing.F) {
 	for _, c := range loadVectors(f).Frames {
 		if c.Descriptor != nil {
@@ -114,6 +133,8 @@ func FuzzClientOps(f *testing.F) {
 	f.Add(uint8(2), true, descriptor[:headerSize+5])
 	f.Add(uint8(2), true, append(bytes.Clone(descriptor[:headerSize+descriptorSize]), end(endPayload{Failed: true, Kind: errs.Busy, Text: "x"}, 0)...))
 	f.Add(uint8(3), true, end(endPayload{}, 0))
+	f.Add(uint8(4), true, append(data(recallsFixed+16), end(endPayload{}, 0)...))
+	f.Add(uint8(4), true, end(endPayload{}, 0))
 	f.Fuzz(func(t *testing.T, op uint8, pass bool, b []byte) {
 		near, far := socketPair(t)
 		var served sync.WaitGroup
@@ -138,7 +159,7 @@ func FuzzClientOps(f *testing.F) {
 		hello.Features = ourFeatures
 		c := newConn(near, "pair", DefaultClientConfig(), hello)
 		h := mustOpen(t, c, "f", length)
-		switch op % 4 {
+		switch op % 5 {
 		case 0:
 			rs := ranges([2]int{5, 10}, [2]int{3, 0}, [2]int{1, 1}, [2]int{length - 10_000, 10_000})
 			if n, err := c.ReadV(t.Context(), h, rs, ReadOptions{}); err == nil && n != 10_011 {
@@ -159,6 +180,8 @@ func FuzzClientOps(f *testing.F) {
 			}
 		case 3:
 			_ = c.Touch(t.Context(), []Touch{{Count: 1}}) // may well fail
+		case 4:
+			_, _ = c.Recalls(t.Context(), 1) // the same
 		}
 		c.Close()
 		served.Wait()

@@ -19,8 +19,9 @@ const (
 	FeatureFD       uint64 = 1 << 2 // Conn.Descriptor; on Unix sockets alone
 	FeatureTouch    uint64 = 1 << 3 // Conn.Touch
 	FeatureWrite    uint64 = 1 << 4 // reserved
+	FeatureRecalls  uint64 = 1 << 5 // Conn.Recalls; on Unix sockets alone
 
-	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch
+	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch | FeatureRecalls
 )
 
 const (

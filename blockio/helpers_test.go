@@ -112,6 +112,10 @@ type testHandler struct {
 
 	touched map[block.FileID]int
 	touch   error
+
+	recalls  Recalls
+	recallsE error
+	since    uint64
 }
 
 func (h *testHandler) Touch(_ context.Context, touches []Touch) error {
@@ -124,6 +128,13 @@ func (h *testHandler) Touch(_ context.Context, touches []Touch) error {
 		h.touched[t.FileID] += int(t.Count)
 	}
 	return h.touch
+}
+
+func (h *testHandler) Recalls(_ context.Context, since uint64) (Recalls, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.since = since
+	return h.recalls, h.recallsE
 }
 
 func (h *testHandler) Open(ctx context.Context, t *block.Ticket) (File, error) {

@@ -160,6 +160,7 @@ func TestRefusedRequests(t *testing.T) {
 		{name: "FD on TCP", send: plain(opFD, 0), kind: errs.Unsupported},
 		{name: "TOUCH", send: plain(opTouch, 48), ok: true},
 		{name: "TOUCH of one and a half", send: plain(opTouch, 36), kind: errs.Invalid},
+		{name: "RECALLS on TCP", send: plain(opRecalls, 8), kind: errs.Unsupported},
 		{name: "WRITE", send: plain(opWrite, MaxDataFrame), kind: errs.Unsupported},
 		{name: "cancel of nothing, then read", send: append(plain(opCancel, 0), readFrameOf(9, 1, 0, 10, nil)...), ok: true},
 		{name: "close of nothing, then read", send: append(appendHeader(nil, &header{Op: opClose, Handle: 99}), readFrameOf(9, 1, 0, 10, nil)...), ok: true},

@@ -31,6 +31,7 @@ func newServerMetrics(reg prometheus.Registerer) *serverMetrics {
 	for failed, outcome := range map[bool]string{false: "ok", true: "error"} {
 		for o, name := range map[op]string{
 			opOpen: "open", opRead: "read", opReadV: "readv", opOpenRead: "open_read", opFD: "fd", opTouch: "touch",
+			opRecalls: "recalls",
 		} {
 			m.requests[failed][o] = requests.WithLabelValues(name, outcome)
 		}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -404,6 +405,45 @@ func TestTouch(t *testing.T) {
 	}
 }
 
+func TestRecalls(t *testing.T) {
+	h := oneFile(&testFile{})
+	c := startServer(t, "unix", DefaultServerConfig(), h).dial(t)
+	many := make([]block.FileID, MaxRecalls)
+	for i := range many {
+		many[i] = block.MintFileID([16]byte{byte(i), byte(i >> 8)})
+	}
+	for _, want := range []Recalls{
+		{Position: 1, Idle: AnyTime},
+		{Position: 1 << 63, Idle: 5 * time.Second, Files: many[:1]},
+		{Position: 3, Files: many},
+	} {
+		h.mu.Lock()
+		h.recalls = want
+		h.mu.Unlock()
+		got, err := c.Recalls(t.Context(), want.Position-1)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%v, %s", err, diff)
+		}
+		h.mu.Lock()
+		if h.since != want.Position-1 {
+			t.Errorf("the server was asked from %d, want %d", h.since, want.Position-1)
+		}
+		h.mu.Unlock()
+	}
+	h.mu.Lock()
+	h.recalls.Files = make([]block.FileID, MaxRecalls+1)
+	h.mu.Unlock()
+	if _, err := c.Recalls(t.Context(), 1); !errors.Is(err, errs.Internal) {
+		t.Errorf("too many files: %v", err)
+	}
+	h.mu.Lock()
+	h.recallsE = errs.Throttled
+	h.mu.Unlock()
+	if _, err := c.Recalls(t.Context(), 1); !errors.Is(err, errs.Throttled) {
+		t.Errorf("Recalls: %v", err)
+	}
+}
+
 // plainHandler is a Handler and nothing else.
 type plainHandler struct{ Handler }
 
@@ -424,6 +464,9 @@ func TestUnsupported(t *testing.T) {
 		}
 		if _, _, err := c.Descriptor(t.Context(), handle); !errors.Is(err, errs.Unsupported) {
 			t.Errorf("%s: Descriptor: %v", network, err)
+		}
+		if _, err := c.Recalls(t.Context(), 0); !errors.Is(err, errs.Unsupported) {
+			t.Errorf("%s: Recalls: %v", network, err)
 		}
 		c.hello.Features = 0
 		if _, err := c.ReadV(t.Context(), handle, ranges([2]int{0, 1}), ReadOptions{}); !errors.Is(err, errs.Unsupported) {

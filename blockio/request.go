@@ -28,6 +28,7 @@ type request struct {
 	ctx    *requestContext
 
 	touches []Touch
+	since   uint64 // of a RECALLS
 	opened  uint32 // the handle that an OPEN or OPEN_READ has given out
 
 	fd        *os.File // of an FD, from when the File gave it to its answer
@@ -186,6 +187,8 @@ func (r *request) do() error {
 		return r.descriptor()
 	case opTouch:
 		return r.conn.srv.toucher.Touch(r.ctx, r.touches)
+	case opRecalls:
+		return r.recalls()
 	default:
 		return errs.E(errs.Unsupported, "serve", "", fmt.Errorf("op %d is not offered here", r.head.Op))
 	}

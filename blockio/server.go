@@ -22,12 +22,13 @@ const copySize = 256 << 10
 // Server serves a Handler to any number of connections. It is safe for
 // concurrent use.
 type Server struct {
-	cfg     ServerConfig
-	id      Identity
-	handler Handler
-	toucher Toucher // the handler, if it is one
-	log     *slog.Logger
-	metrics *serverMetrics
+	cfg      ServerConfig
+	id       Identity
+	handler  Handler
+	toucher  Toucher  // the handler, if it is one
+	recaller Recaller // the same
+	log      *slog.Logger
+	metrics  *serverMetrics
 
 	epoch    atomic.Uint64
 	conns    chan struct{} // one element per connection
@@ -38,8 +39,9 @@ type Server struct {
 // NewServer makes a server of h; cfg must be valid. It starts nothing.
 func NewServer(cfg ServerConfig, id Identity, h Handler, log *slog.Logger, reg prometheus.Registerer) *Server {
 	toucher, _ := h.(Toucher) // nil if it is none
+	recaller, _ := h.(Recaller)
 	return &Server{
-		cfg: cfg, id: id, handler: h, toucher: toucher, log: log, metrics: newServerMetrics(reg),
+		cfg: cfg, id: id, handler: h, toucher: toucher, recaller: recaller, log: log, metrics: newServerMetrics(reg),
 		conns:    make(chan struct{}, cfg.MaxConnections),
 		requests: sync.Pool{New: func() any { return newRequest() }},
 		buffers:  sync.Pool{New: func() any { return new([copySize]byte) }},

@@ -3,6 +3,7 @@ package blockio
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -142,6 +143,9 @@ func (c *serverConn) offer() uint64 {
 	}
 	if c.out.canSendDescriptors() && c.srv.mayHaveDescriptors(c.nc) {
 		features |= FeatureFD
+		if c.srv.recaller != nil {
+			features |= FeatureRecalls
+		}
 	}
 	return features
 }
@@ -306,6 +310,8 @@ func (c *serverConn) payload(r *request) error {
 		if r.touches, err = parseTouches(b); err != nil {
 			r.refuse = errs.E(errs.Invalid, "touch", "", err)
 		}
+	case opRecalls:
+		r.since = binary.LittleEndian.Uint64(b)
 	default: // unsupported knows the others
 	}
 	return nil

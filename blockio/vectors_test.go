@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -60,6 +61,7 @@ type frameVector struct {
 	// Descriptor is the DATA that answers FD, without the descriptor itself.
 	Descriptor *descriptorVector `json:"descriptor,omitempty"`
 	Touches    []touchVector     `json:"touches,omitempty"`
+	Recalls    *recallsVector    `json:"recalls,omitempty"`     // the DATA that answers RECALLS
 	Bytes      string            `json:"payload_hex,omitempty"` // the ticket of OPEN and OPEN_READ, and DATA
 	Hex        string            `json:"hex"`
 }
@@ -92,6 +94,12 @@ type descriptorVector struct {
 type touchVector struct {
 	FileID string `json:"file_id"`
 	Count  uint32 `json:"count"`
+}
+
+type recallsVector struct {
+	Position uint64   `json:"position"`
+	IdleMS   uint32   `json:"idle_ms"`
+	Files    []string `json:"files"`
 }
 
 type endVector struct {
@@ -134,7 +142,27 @@ func (v frameVector) encode(t *testing.T) []byte {
 	for _, touch := range v.touches(t) {
 		b = appendTouch(b, &touch)
 	}
+	if v.Recalls != nil {
+		recalls := v.Recalls.recalls(t)
+		b = appendRecalls(b, &recalls)
+	}
 	return append(b, unhex(t, v.Bytes)...)
+}
+
+func (v *recallsVector) recalls(t *testing.T) Recalls {
+	t.Helper()
+	r := Recalls{Position: v.Position, Idle: time.Duration(v.IdleMS) * time.Millisecond}
+	if v.IdleMS == anyTimeMS {
+		r.Idle = AnyTime
+	}
+	for _, text := range v.Files {
+		id, err := block.ParseFileID(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Files = append(r.Files, id)
+	}
+	return r
 }
 
 func (v frameVector) touches(t *testing.T) []Touch {
@@ -262,6 +290,11 @@ func checkFrame(t *testing.T, c frameVector) {
 	case c.Touches != nil:
 		got, err := parseTouches(b)
 		if diff := cmp.Diff(c.touches(t), got); err != nil || diff != "" {
+			t.Errorf("%s: %v, %s", c.Name, err, diff)
+		}
+	case c.Recalls != nil:
+		got, err := parseRecalls(b)
+		if diff := cmp.Diff(c.Recalls.recalls(t), got); err != nil || diff != "" {
 			t.Errorf("%s: %v, %s", c.Name, err, diff)
 		}
 	case c.End != nil:

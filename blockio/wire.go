@@ -22,6 +22,7 @@ const (
 	opTouch    op = 7    // payload: up to maxTouches of Touch
 	opCancel   op = 8    // ends the request of that ID early; no answer
 	opWrite    op = 9    // reserved
+	opRecalls  op = 10   // payload: the position to ask from
 	opData     op = 0x80 // bytes, in order
 	opEnd      op = 0x81 // the outcome; the last frame of a request
 )
@@ -41,6 +42,8 @@ const (
 	descriptorSize     = 16
 	maxTouches         = 1024
 	touchSize          = 24
+	recallsSize        = 8  // of the question
+	recallsFixed       = 16 // of the answer, before the files
 	maxOpenReadPayload = readPayloadSize + block.MaxTicketSize
 
 	endFixed    = 16
@@ -153,6 +156,8 @@ func (o op) bounds() (least, most uint32, known bool) {
 		return touchSize, maxTouches * touchSize, true
 	case opWrite:
 		return 0, MaxDataFrame, true
+	case opRecalls:
+		return recallsSize, recallsSize, true
 	case opData:
 		return 1, MaxDataFrame, true
 	case opEnd:
@@ -176,6 +181,8 @@ func (o op) feature() uint64 {
 		return FeatureTouch
 	case opWrite:
 		return FeatureWrite
+	case opRecalls:
+		return FeatureRecalls
 	default:
 		return 0
 	}

@@ -51,3 +51,9 @@ func (w *Worker) Touch(_ context.Context, touches []blockio.Touch) error {
 	}
 	return nil
 }
+
+// Recalls implements blockio.Recaller.
+func (w *Worker) Recalls(_ context.Context, since uint64) (blockio.Recalls, error) {
+	r := w.tier.Recalls(since)
+	return blockio.Recalls{Position: r.Position, Idle: r.Idle, Files: r.Files}, nil
+}

@@ -7,9 +7,14 @@ import (
 	"os"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+
+	"millrace/api"
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
+	"millrace/ufs"
 )
 
 // descriptor asks for the descriptor of tk over the Unix socket.
@@ -206,4 +211,68 @@ func TestReadVStartsAllRanges(t *testing.T) {
 		}
 	}
 	r.fetched(8, 8*block.PageSize)
+}
+
+// TestRecalls checks that a worker recalls what it would not hand out any more:
+// files that were dropped by name, and everything when an under-store mount is
+// another one or its reads are to be checked.
+func TestRecalls(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	ask := func(since uint64) blockio.Recalls {
+		t.Helper()
+		v, err := r.unix.Recalls(t.Context(), since)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	tk, other := r.store.put("f", "v1", mib), r.store.put("other", "v1", mib)
+	for _, tk := range []*block.Ticket{tk, other} {
+		r.mustRead(tk, tk.Geometry().Whole())
+		fd, err := r.descriptor(tk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fd.Close()
+	}
+	first := ask(0)
+	if v := ask(first.Position); v.Idle != blockio.AnyTime || v.Files != nil {
+		t.Fatalf("recalled for nothing: %+v", v)
+	}
+	if _, _, err := r.tier.Drop(testMount, "f"); err != nil {
+		t.Fatal(err)
+	}
+	v := ask(first.Position)
+	if diff := cmp.Diff([]block.FileID{tk.FileID}, v.Files); diff != "" || v.Idle != blockio.AnyTime {
+		t.Errorf("after a drop: %+v, %s", v, diff)
+	}
+
+	table := proto.CloneOf(r.w.mounts.table)
+	apply := func() {
+		t.Helper()
+		table.Version++
+		if err := r.w.mounts.apply(proto.CloneOf(table)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	table.Mounts = append(table.Mounts, &api.UFSMount{Id: 99, Uri: table.GetMounts()[0].GetUri()})
+	apply()
+	if got := ask(v.Position); got.Idle != blockio.AnyTime {
+		t.Errorf("a new mount: %+v", got)
+	}
+	options := table.GetMounts()[0].GetOptions()
+	table.Mounts[0].Options = map[string]string{ufs.OptionVerify: ufs.VerifyAlways}
+	apply()
+	if v = ask(v.Position); v.Idle != 0 {
+		t.Errorf("reads are to be checked: %+v", v)
+	}
+	table.Mounts[0].Options = options
+	table.Mounts = table.GetMounts()[:1]
+	apply()
+	if v = ask(v.Position); v.Idle != 0 {
+		t.Errorf("a mount is gone: %+v", v)
+	}
+	if _, err := r.conn.Recalls(t.Context(), 0); !errors.Is(err, errs.Unsupported) {
+		t.Errorf("over TCP: %v", err)
+	}
 }

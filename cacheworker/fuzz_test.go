@@ -31,7 +31,7 @@ func FuzzLoadMounts(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		m := &mountTable{log: slog.New(slog.DiscardHandler), concurrency: 1}
+		m := &mountTable{log: slog.New(slog.DiscardHandler), concurrency: 1, recall: func() {}}
 		if m.load(dir) != nil {
 			return
 		}
@@ -48,7 +48,7 @@ func FuzzLoadMounts(f *testing.F) {
 		if err := m.apply(next); err != nil {
 			t.Error(err)
 		}
-		again := &mountTable{log: m.log, concurrency: 1}
+		again := &mountTable{log: m.log, concurrency: 1, recall: func() {}}
 		if err := again.load(dir); err != nil || !proto.Equal(again.table, next) {
 			t.Errorf("what was kept is read back as %v, %v, want %v", again.table, err, next)
 		}

@@ -38,6 +38,7 @@ type mountTable struct {
 	observer    ufs.Observer
 	concurrency int64                      // requests in flight per mount
 	drop        func(mountID uint64) error // forgets what is cached of a removed mount
+	recall      func()                     // wants all descriptors back that were handed out
 	name        string                     // of the file
 	log         *slog.Logger
 
@@ -144,7 +145,11 @@ func (t *mountTable) apply(table *api.Mounts) error {
 		old.removed = mounts[id] == nil
 		t.retiring.Go(func() { t.retire(id, old) })
 	}
+	changed := len(t.mounts) > 0
 	t.table, t.mounts = table, mounts
+	if changed { // what was handed out may be to be checked at every read from now on
+		t.recall()
+	}
 	t.log.Info("took the mount table", "version", table.GetVersion(), "mounts", len(mounts))
 	return nil
 }

@@ -16,7 +16,7 @@ func newTestTable(t *testing.T, dir string, s *fakeStore, dropped chan uint64) *
 	t.Helper()
 	table := &mountTable{
 		registry: s.registry(), observer: &counters{}, concurrency: 4,
-		drop: func(id uint64) error { dropped <- id; return nil }, log: slog.New(slog.DiscardHandler),
+		drop: func(id uint64) error { dropped <- id; return nil }, recall: func() {}, log: slog.New(slog.DiscardHandler),
 	}
 	if err := table.load(dir); err != nil {
 		t.Fatal(err)

@@ -108,7 +108,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	}
 	w.mounts = &mountTable{
 		registry: deps.UFS, observer: w.counters, concurrency: int64(cfg.FetchConcurrency),
-		drop: w.dropMount, log: log,
+		drop: w.dropMount, recall: w.tier.RecallAll, log: log,
 	}
 	if err := w.mounts.load(deps.DataDir); err != nil {
 		return nil, err

@@ -33,6 +33,12 @@ type localWorker struct {
 // newLocalCluster is a cluster whose one worker is on this host.
 func newLocalCluster(t *testing.T) (*cluster, *localWorker) {
 	t.Helper()
+	return newLocalClusterWith(t, func(w *localWorker) blockio.Handler { return w })
+}
+
+// newLocalClusterWith is newLocalCluster with a handler around the worker.
+func newLocalClusterWith(t *testing.T, around func(*localWorker) blockio.Handler) (*cluster, *localWorker) {
+	t.Helper()
 	boot := (&Config{}).hostID()
 	if boot == "" {
 		t.Skip("SKIPPED: this host has no boot ID")
@@ -40,7 +46,7 @@ func newLocalCluster(t *testing.T) (*cluster, *localWorker) {
 	c := &cluster{master: newFakeMaster()}
 	c.master.serve(t, "127.0.0.1:0")
 	w := &localWorker{fakeWorker: &fakeWorker{id: "w0", bootID: boot}, dir: t.TempDir(), touches: map[block.FileID]int{}}
-	w.handler = w
+	w.handler = around(w)
 	c.stops = append(c.stops, w.serve(t, "", socketPath(t)))
 	c.workers = append(c.workers, w.fakeWorker)
 	c.announce()
@@ -215,7 +221,7 @@ func TestDescriptorTouches(t *testing.T) {
 	s := c.descriptors
 	told := func(held bool) map[block.WorkerID][]blockio.Touch {
 		t.Helper()
-		all := s.gather(time.Now(), held)
+		all := s.gather(held)
 		s.tell(t.Context(), c.workers, all)
 		return all
 	}
@@ -280,11 +286,11 @@ func TestDescriptorsAreBounded(t *testing.T) {
 	if err := errors.Join(b.Close(), d.Close()); err != nil {
 		t.Fatal(err)
 	}
-	c.descriptors.gather(time.Now().Add(descriptorIdle/2), false)
+	c.descriptors.closeIdle(time.Now().Add(descriptorIdle / 2))
 	if n := len(c.descriptors.files); n != 2 {
 		t.Errorf("%d are kept, want 2", n)
 	}
-	c.descriptors.gather(time.Now().Add(2*descriptorIdle), false)
+	c.descriptors.closeIdle(time.Now().Add(2 * descriptorIdle))
 	if n := len(c.descriptors.files); n != 0 {
 		t.Errorf("%d idle ones are kept", n)
 	}
@@ -474,7 +480,7 @@ func TestPrepareDescriptors(t *testing.T) {
 	if n := w.asked.Load(); n != 30 {
 		t.Errorf("the worker was asked %d times for 30 files", n)
 	}
-	c.descriptors.gather(time.Now(), false)
+	c.descriptors.gather(false)
 	for _, id := range ids[10:] {
 		if w.touchesOf(id) != 0 {
 			t.Error("a file that nobody used counts as used")

@@ -15,27 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace/block"
-	"millrace/blockio"
 	"millrace/internal/errs"
 )
 
 const (
-	// touchEvery is how long uses of descriptors are gathered before the
-	// workers hear of them; a descriptor in use counts anew each heldEvery.
-	touchEvery   = time.Second
-	heldEvery    = time.Minute
-	touchTimeout = 2 * time.Second
 	// maxTouched bounds the files of one notice; uses of more are not told.
 	maxTouched = 8192
-	// descriptorIdle is how long a descriptor that nobody uses stays open. As
-	// long as it does, the worker cannot give the file's room to others; asking
-	// anew costs 20 µs.
-	descriptorIdle = 5 * time.Second
-	// descriptorKept is how long one is given to new users without asking the
-	// worker anew, which may hand it out no more: since the file was freed,
-	// or all that is read of its under-store mount is to be checked now. While
-	// somebody uses it, it is shared nevertheless.
-	descriptorKept = time.Minute
 	// askTimeout bounds the question for a descriptor: a worker that hangs must
 	// not delay who wants what it may not even have. One that says no is not
 	// asked again for a while: that a file is not cached whole may be over soon,
@@ -104,11 +89,14 @@ type sharedFile struct {
 	file   *os.File
 	base   int64
 	length int64
+	round  int64     // descriptors.rounds before the worker was asked
 	came   time.Time // from the worker
 
 	// Guarded by descriptors.mu.
-	used       bool // by anybody
+	keeper     *keeper // once it is in descriptors.files
+	used       bool    // by anybody
 	users      int
+	recalled   bool        // not kept when its last user leaves
 	gone       bool        // not to be found any more: its last user closes it
 	prev, next *sharedFile // in descriptors.idle; nil while it is used
 	idleAt     time.Time
@@ -133,7 +121,11 @@ type descriptors struct {
 	bytes    atomic.Int64 // read through descriptors
 	refusals *lru.Cache[block.FileID, refusal]
 
+	rounds atomic.Int64  // answers of workers that recalled something
+	wake   chan struct{} // there is a worker that was not asked yet what it recalls
+
 	mu      sync.Mutex
+	keepers map[block.WorkerID]*keeper
 	files   map[block.FileID]*sharedFile
 	idle    sharedFile // the ends of a list: next is the one used last, prev the one that was longest not
 	asked   int        // questions under way, each of which may bring one
@@ -148,6 +140,7 @@ func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
 	}
 	s := &descriptors{
 		limit: cfg.Descriptors, log: log, refusals: refusals,
+		wake: make(chan struct{}, 1), keepers: make(map[block.WorkerID]*keeper),
 		files: make(map[block.FileID]*sharedFile), touches: make(map[block.FileID]touched),
 	}
 	s.idle.prev, s.idle.next = &s.idle, &s.idle
@@ -207,7 +200,7 @@ func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 func (f *File) askDescriptor(ctx context.Context) (*Descriptor, error) {
 	within := f.c.attempts.begin(ctx, time.Now().Add(askTimeout))
 	defer within.end()
-	shared := &sharedFile{id: f.entry.FileID, length: f.entry.Size}
+	shared := f.c.descriptors.question(f.entry)
 	err := f.fetchDescriptor(within, shared) //nolint:contextcheck // within is made of ctx
 	return f.c.descriptors.answered(shared, err, ctx.Err() == nil)
 }
@@ -226,7 +219,7 @@ func (c *Client) PrepareDescriptors(entries []*Entry) {
 			group.Go(func() error {
 				f := &File{c: c, entry: e}
 				f.ticket.Store(e.Ticket)
-				shared := &sharedFile{id: e.FileID, length: e.Size}
+				shared := c.descriptors.question(e)
 				within := c.attempts.begin(ctx, time.Now().Add(askTimeout))
 				defer within.end()
 				err := f.fetchDescriptor(within, shared) //nolint:contextcheck // within is made of ctx
@@ -276,6 +269,11 @@ func (s *descriptors) take(id block.FileID) (*Descriptor, error) {
 	return nil, s.ask(id)
 }
 
+// question is what the answer of a worker will be entered in.
+func (s *descriptors) question(e *Entry) *sharedFile {
+	return &sharedFile{id: e.FileID, length: e.Size, round: s.rounds.Load()}
+}
+
 // ask takes the place of one more descriptor, unless it is known that there
 // will be none. The caller holds s.mu.
 func (s *descriptors) ask(id block.FileID) error {
@@ -320,7 +318,7 @@ func (s *descriptors) known(id block.FileID) *Descriptor {
 // anew. The caller holds s.mu.
 func (s *descriptors) find(id block.FileID) *sharedFile {
 	f := s.files[id]
-	if f != nil && f.users == 0 && time.Since(f.came) >= descriptorKept {
+	if f != nil && f.users == 0 && !f.keeper.holds(f, time.Now()) {
 		s.forget(f)
 		return nil
 	}
@@ -414,10 +412,13 @@ func (s *descriptors) keep(f *sharedFile, err error, remember bool) (*sharedFile
 		return other, nil
 	}
 	f.came = time.Now()
+	f.recalled = f.round != s.rounds.Load() // perhaps: it was handed out before, or after
 	if s.closed {
 		f.gone = true
 	} else {
 		s.files[f.id] = f
+		f.keeper = s.keeperOf(f.worker)
+		f.keeper.files++
 	}
 	return f, nil
 }
@@ -439,6 +440,10 @@ func (s *descriptors) release(f *sharedFile) error {
 
 // leave makes f one that nobody uses. The caller holds s.mu.
 func (s *descriptors) leave(f *sharedFile) {
+	if f.recalled {
+		s.forget(f)
+		return
+	}
 	f.idleAt = time.Now()
 	f.prev, f.next = &s.idle, s.idle.next
 	f.prev.next, f.next.prev = f, f
@@ -461,6 +466,7 @@ func (s *descriptors) forget(f *sharedFile) {
 	}
 	f.gone = true
 	delete(s.files, f.id)
+	f.keeper.files--
 	f.leaveIdle()
 	if f.users == 0 {
 		_ = f.file.Close() // was only read
@@ -474,66 +480,6 @@ func (s *descriptors) broken(d *Descriptor, err error) {
 	defer s.mu.Unlock()
 	s.forget(d.shared)
 	s.refusals.Add(d.shared.id, refusal{errs.E(errs.Unavailable, "", "", err), time.Now().Add(askAgainLate)})
-}
-
-// run closes what nobody has used for a while and tells the workers what was
-// used, until ctx ends.
-func (s *descriptors) run(ctx context.Context, w *workers) {
-	if s.limit == 0 {
-		return
-	}
-	ticker := time.NewTicker(touchEvery)
-	defer ticker.Stop()
-	held := time.Now()
-	for {
-		select {
-		case now := <-ticker.C:
-			again := now.Sub(held) >= heldEvery
-			if again {
-				held = now
-			}
-			s.tell(ctx, w, s.gather(now, again))
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// gather closes what is idle for long, and returns the uses since the last
-// time, by worker. With held, descriptors in use count once more.
-func (s *descriptors) gather(now time.Time, held bool) map[block.WorkerID][]blockio.Touch {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for f := s.idle.prev; f != &s.idle && now.Sub(f.idleAt) >= descriptorIdle; f = s.idle.prev {
-		s.forget(f)
-	}
-	if held {
-		for _, f := range s.files {
-			if f.users > 0 {
-				s.touch(f)
-			}
-		}
-	}
-	if len(s.touches) == 0 {
-		return nil
-	}
-	all := make(map[block.WorkerID][]blockio.Touch)
-	for id, t := range s.touches {
-		all[t.worker] = append(all[t.worker], blockio.Touch{FileID: id, Count: t.count})
-	}
-	clear(s.touches)
-	return all
-}
-
-// tell sends notices. One that does not arrive is lost: it is a hint.
-func (s *descriptors) tell(ctx context.Context, w *workers, all map[block.WorkerID][]blockio.Touch) {
-	for id, touches := range all {
-		within, cancel := context.WithTimeout(ctx, touchTimeout)
-		if err := w.touch(within, id, touches); err != nil {
-			s.log.Debug("tell a worker which cached files were read", "worker", string(id), "error", err)
-		}
-		cancel()
-	}
 }
 
 // close closes what nobody uses; the rest is closed by its users.

@@ -190,20 +190,33 @@ func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*
 	return c.descriptor(ctx, t)
 }
 
-// touch tells a worker which files were used through descriptors, if it is
-// still there.
+// touch tells a worker which files were used through descriptors.
 func (w *workers) touch(ctx context.Context, id block.WorkerID, touches []blockio.Touch) error {
-	w.mu.Lock()
-	x := w.byID[id]
-	w.mu.Unlock()
-	if x == nil {
-		return errs.E(errs.Unavailable, "", "", errors.New("it has left"))
-	}
-	c, err := x.slots[0].get(ctx, w, &x.member)
+	c, err := w.first(ctx, id)
 	if err != nil {
 		return err
 	}
 	return c.Touch(ctx, touches)
+}
+
+// first returns the first connection to a worker, if it is still there.
+func (w *workers) first(ctx context.Context, id block.WorkerID) (*dataConn, error) {
+	w.mu.Lock()
+	x := w.byID[id]
+	w.mu.Unlock()
+	if x == nil {
+		return nil, errs.E(errs.Unavailable, "", "", errors.New("it has left"))
+	}
+	return x.slots[0].get(ctx, w, &x.member)
+}
+
+// recalls asks a worker which descriptors it wants back.
+func (w *workers) recalls(ctx context.Context, id block.WorkerID, since uint64) (blockio.Recalls, error) {
+	c, err := w.first(ctx, id)
+	if err != nil {
+		return blockio.Recalls{}, err
+	}
+	return c.Recalls(ctx, since)
 }
 
 // slot returns the connection to read a file on: always the same one for a
@@ -303,6 +316,7 @@ type wire interface {
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
 	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
 	Touch(ctx context.Context, touches []blockio.Touch) error
+	Recalls(ctx context.Context, since uint64) (blockio.Recalls, error)
 	Close() error
 	Done() <-chan struct{}
 }

@@ -175,6 +175,7 @@ func (d *dir) evict(u *unit) bool {
 	}
 	id := p.id
 	p.mu.Unlock()
+	d.store.recalls.victim(id, freed < 0)
 	if freed < 0 {
 		return false
 	}
@@ -384,6 +385,7 @@ func (d *dir) detachLocked(p *part) (int64, error) {
 		p.flags &^= partCreated
 		d.leaves.grow(leafOf(p.id), -1)
 		d.ledger.free(charge, 1)
+		d.store.recalls.file(p.id) // nobody can prove that no descriptor is out
 		return bytes, nil
 	}
 	d.leaves.grow(leafOf(p.id), -1)
@@ -406,6 +408,7 @@ func (d *dir) finishHeld(p *part) {
 	}
 	h := heldFile{d.heldName(p), d.partCharge(p)}
 	if !d.removeHeld(h) {
+		d.store.recalls.file(p.id)
 		d.heldMu.Lock()
 		d.held = append(d.held, h)
 		d.heldMu.Unlock()

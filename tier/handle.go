@@ -412,6 +412,7 @@ func (h *Handle) giveUp(page int64) bool {
 	d.dropPage(p, u, page)
 	dead := p.has(partDead)
 	p.mu.Unlock()
+	h.s.recalls.file(p.id)
 	if !dead {
 		h.s.notifyOne(p.id, uint32(page/int64(p.blockPages)))
 	}

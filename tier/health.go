@@ -163,6 +163,7 @@ func (s *Store) takeOut(d *dir) {
 	d.held, d.superseded, d.untidy = nil, nil, nil // found again when it comes back
 	d.heldMu.Unlock()
 	d.closeIdle()
+	s.recalls.all()
 	for _, l := range lost {
 		s.notify(l.id, l.blocks)
 	}

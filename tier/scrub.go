@@ -208,6 +208,9 @@ func (h *Handle) judge(page int64, want uint32, good bool, doubts int64) bool {
 		return false
 	}
 	u.setVerified(page, good && h.s.dirOf(h.p).doubts.Load() == doubts)
+	if !good {
+		h.s.recalls.file(h.p.id)
+	}
 	return true
 }
 

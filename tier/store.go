@@ -41,6 +41,7 @@ type Store struct {
 	missed   missedDrops
 
 	moves   moveQueue
+	recalls recalls
 	byBlock bool // files above wholeLimit are evicted by block: every directory can punch
 	serial  atomic.Uint64
 
@@ -118,6 +119,7 @@ func newStore(opts Options, log *slog.Logger) *Store {
 	}
 	s.cluster.Store(&opts.ClusterID)
 	s.moves.init(opts.Moves, &s.stats.movesDropped)
+	s.recalls.init(time.Now())
 	return s
 }
 

@@ -56,6 +56,7 @@ func (d *dir) unverifyAll() {
 		u.unverify()
 		u.part.mu.Unlock()
 	}
+	d.store.recalls.all()
 }
 
 // eachPart calls fn with each part until fn fails. Parts that come meanwhile
