@@ -16,6 +16,7 @@ import (
 
 	"millrace/bench/rig"
 	"millrace/internal/size"
+	"millrace/internal/wait"
 )
 
 const readers = 8 // of small files, as a data loader does
@@ -37,6 +38,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags.TextVar(&big, "big", big, "size of the large file; 0 for none")
 	cache := flags.String("cache", "", "directory below which the caches are; /dev/shm is the memory tier")
 	options := flags.String("o", "", "mount options")
+	pause := flags.Duration("pause", 0, "before each measurement, for what is kept for a while alone to be let go")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -88,6 +90,9 @@ func run(ctx context.Context, args []string) (err error) {
 		fmt.Fprintf(os.Stderr, "run %d of %d\n", i+1, *runs)
 		for _, set := range sets {
 			for _, b := range all {
+				if err := wait.For(ctx, *pause); err != nil {
+					return err
+				}
 				if err := b.measure(ctx, set); err != nil {
 					return fmt.Errorf("%s, %s: %w", b.binary, set.Name, err)
 				}

@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"millrace/client"
@@ -128,4 +132,78 @@ func TestDescriptorsOutliveTheirCause(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A process that read many small files keeps their descriptors, as long
+// as nobody needs their room: when others do, it gives them back.
+func TestKeptDescriptorsGiveWay(t *testing.T) {
+	t.Parallel()
+	const files = 1000
+	s := newStore(t)
+	s.fill(t, "small", slices.Repeat([]int64{8 << 10}, files)...)
+	s.fill(t, "large", slices.Repeat([]int64{1 << 20}, 40)...)
+	c := newCluster(t, s, "24MiB")
+	sdk, copying := c.dialSDK(true), c.dialSDK(false)
+	read := func(sdk *client.Client, prefix string) {
+		t.Helper()
+		for key, size := range s.objects {
+			if !strings.HasPrefix(key, prefix) {
+				continue
+			}
+			if got, err := readWhole(t.Context(), sdk, key); err != nil || !bytes.Equal(got, content(key, size)) {
+				t.Fatalf("wrong bytes of %s, %v", key, err)
+			}
+		}
+	}
+	read(copying, "small/")
+	for key := range s.objects {
+		if !strings.HasPrefix(key, "small/") {
+			continue
+		}
+		f, err := sdk.Open(t.Context(), "/"+key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a descriptor", func() error {
+			d, err := f.Descriptor(t.Context())
+			if err == nil {
+				err = d.Close()
+			}
+			return err
+		})
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := c.openHere(); n < files/2 {
+		t.Fatalf("%d descriptors are left of %d", n, files)
+	}
+	eventually(t, "the room of the small files is given to others", func() error {
+		read(copying, "large/")
+		if u := c.cachedBelow("/small"); u.CachedBytes > u.Bytes/2 {
+			return fmt.Errorf("%d bytes of them are cached, %d are open here", u.CachedBytes, c.openHere())
+		}
+		return nil
+	})
+	eventually(t, "descriptors are given back", func() error {
+		if n := c.openHere(); n > files/2 {
+			return fmt.Errorf("%d are open", n)
+		}
+		return nil
+	})
+}
+
+// openHere counts the files of the worker's cache that this process has open.
+func (c *cluster) openHere() (n int) {
+	c.t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, fd := range all {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(to, filepath.Join(c.dir, "cache")) {
+			n++
+		}
+	}
+	return n
 }

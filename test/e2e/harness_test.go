@@ -317,8 +317,13 @@ func (u *cli) status() (s status) {
 
 func (u *cli) cached() usage {
 	u.t.Helper()
+	return u.cachedBelow("/")
+}
+
+func (u *cli) cachedBelow(path string) usage {
+	u.t.Helper()
 	var d usage
-	u.query(&d, "du", "/", "--cached")
+	u.query(&d, "du", path, "--cached")
 	return d
 }
 
