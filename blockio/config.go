@@ -37,6 +37,10 @@ type ServerConfig struct {
 	// DrainTimeout is how long requests in flight may go on after the server
 	// was told to stop.
 	DrainTimeout size.Duration `toml:"drain_timeout"`
+	// CongestionControl is that of the TCP connections: a name that the kernel
+	// knows, "host" for what the host has, or "auto" for the same unless that
+	// is bbr, whose pacing costs CPU: then cubic.
+	CongestionControl string `toml:"congestion_control"`
 	// DescriptorUIDs are the users, beside root and the server's own, whose
 	// programs on this host may be given descriptors.
 	DescriptorUIDs []int `toml:"descriptor_uids"`
@@ -45,15 +49,16 @@ type ServerConfig struct {
 // DefaultServerConfig returns the values that suit a worker.
 func DefaultServerConfig() ServerConfig {
 	return ServerConfig{
-		MaxConnections:   1024,
-		MaxRequests:      256,
-		MaxHandles:       16384,
-		MaxTicketBytes:   16 * size.MiB,
-		HandshakeTimeout: size.Duration(10 * time.Second),
-		IdleTimeout:      size.Duration(15 * time.Minute),
-		WriteTimeout:     size.Duration(30 * time.Second),
-		RequestTimeout:   size.Duration(5 * time.Minute),
-		DrainTimeout:     size.Duration(5 * time.Second),
+		MaxConnections:    1024,
+		MaxRequests:       256,
+		MaxHandles:        16384,
+		MaxTicketBytes:    16 * size.MiB,
+		HandshakeTimeout:  size.Duration(10 * time.Second),
+		IdleTimeout:       size.Duration(15 * time.Minute),
+		WriteTimeout:      size.Duration(30 * time.Second),
+		RequestTimeout:    size.Duration(5 * time.Minute),
+		DrainTimeout:      size.Duration(5 * time.Second),
+		CongestionControl: congestionAuto,
 	}
 }
 
@@ -69,6 +74,7 @@ func (c ServerConfig) Validate() error {
 		inRange("write_timeout", c.WriteTimeout, size.Duration(time.Millisecond), size.Duration(time.Hour)),
 		inRange("request_timeout", c.RequestTimeout, size.Duration(time.Millisecond), size.Duration(24*time.Hour)),
 		inRange("drain_timeout", c.DrainTimeout, 0, size.Duration(time.Hour)),
+		ValidCongestionControl(c.CongestionControl),
 	)
 }
 

@@ -55,8 +55,13 @@ func (s *Server) SetPlacementEpoch(epoch uint64) { s.epoch.Store(epoch) }
 // Serve accepts connections from l until ctx ends, and closes l. It may be
 // called for several listeners. When ctx ends, requests in flight have
 // DrainTimeout to end; Serve returns, with nil, when all its connections have
-// ended and their files are closed. An error is the listener's.
+// ended and their files are closed. An error is the listener's, or
+// errs.Invalid for a congestion control that cannot be had.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	congestion, err := congestionControl(l, s.cfg.CongestionControl)
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -85,6 +90,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		case s.conns <- struct{}{}:
 			wg.Go(func() {
 				defer func() { <-s.conns }()
+				setCongestionControl(nc, congestion)
 				s.serveConn(ctx, nc)
 			})
 		default:

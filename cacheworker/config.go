@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"millrace/block"
+	"millrace/blockio"
 	"millrace/internal/size"
 )
 
@@ -47,6 +48,11 @@ type Config struct {
 	// DrainTimeout is how long requests in flight may go on once the worker
 	// was told to stop.
 	DrainTimeout size.Duration `toml:"drain_timeout"`
+	// CongestionControl is TCP's on the data plane: a name that the kernel
+	// knows, "host" for what the host has, or "auto" for the same unless that
+	// is bbr. That sends by timers, which costs a worker half as much CPU again
+	// and gains nothing within a cluster: cubic takes its place.
+	CongestionControl string `toml:"congestion_control"`
 	// DescriptorUIDs are the numeric users, beside root and the worker's own,
 	// whose programs on this host may be given descriptors of cached files;
 	// all others read through the worker. A descriptor cannot be taken back:
@@ -60,18 +66,19 @@ type Config struct {
 // connections to S3 need at 50 ms and 80 MB/s each.
 func DefaultConfig() Config {
 	return Config{
-		Heartbeat:        size.Duration(time.Second),
-		MasterTimeout:    size.Duration(5 * time.Second),
-		ReportInterval:   size.Duration(100 * time.Millisecond),
-		ReportQueue:      100_000,
-		ReadaheadMax:     16 * size.MiB,
-		FetchSize:        4 * size.MiB,
-		FetchConcurrency: 64,
-		MaxInflightBytes: 256 * size.MiB,
-		LoadConcurrency:  16,
-		PeerTimeout:      size.Duration(time.Second),
-		DrainTimeout:     size.Duration(5 * time.Second),
-		DescriptorUIDs:   []int{},
+		Heartbeat:         size.Duration(time.Second),
+		MasterTimeout:     size.Duration(5 * time.Second),
+		ReportInterval:    size.Duration(100 * time.Millisecond),
+		ReportQueue:       100_000,
+		ReadaheadMax:      16 * size.MiB,
+		FetchSize:         4 * size.MiB,
+		FetchConcurrency:  64,
+		MaxInflightBytes:  256 * size.MiB,
+		LoadConcurrency:   16,
+		PeerTimeout:       size.Duration(time.Second),
+		DrainTimeout:      size.Duration(5 * time.Second),
+		CongestionControl: "auto",
+		DescriptorUIDs:    []int{},
 	}
 }
 
@@ -90,6 +97,7 @@ func (c Config) Validate() error {
 		inRange("load_concurrency", c.LoadConcurrency, 1, 10_000),
 		inRange("peer_timeout", c.PeerTimeout, size.Duration(10*time.Millisecond), size.Duration(10*time.Minute)),
 		inRange("drain_timeout", c.DrainTimeout, 0, size.Duration(time.Hour)),
+		blockio.ValidCongestionControl(c.CongestionControl),
 		c.validateUIDs(),
 	)
 }

@@ -92,6 +92,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	if deps.DataPlane.MaxConnections == 0 {
 		deps.DataPlane = blockio.DefaultServerConfig()
 		deps.DataPlane.DrainTimeout = cfg.DrainTimeout
+		deps.DataPlane.CongestionControl = cfg.CongestionControl
 		deps.DataPlane.DescriptorUIDs = cfg.DescriptorUIDs
 	}
 	w := &Worker{

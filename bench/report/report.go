@@ -64,7 +64,9 @@ type report struct {
 	python     *rig.Python
 	noPython   error  // why there is none
 	procs      []proc // whose CPU time is measured
-	wire       *wire
+	wires      []*wire
+	network    *rig.Network // nil without one
+	noNetwork  error        // why there is none
 	samples    map[string][]sample
 	peak       map[string]int64 // bytes; the most memory of processes
 }
@@ -155,15 +157,18 @@ func (r *report) whole(ctx context.Context) (err error) {
 		defer func() { err = errors.Join(err, r.python.Stop()) }()
 		r.add("python-"+reader, r.python.PID())
 	}
+	if r.network, r.noNetwork = rig.NewNetwork(ctx); r.noNetwork == nil {
+		defer func() { err = errors.Join(err, r.network.Close()) }()
+	}
 	r.say("starting clusters and warming them")
 	if err := r.clusters(ctx); err != nil {
 		return errors.Join(err, r.stop())
 	}
 	defer func() { err = errors.Join(err, r.stop()) }()
-	if r.wire, err = r.dial(ctx); err != nil {
+	defer func() { err = errors.Join(err, r.closeWires()) }()
+	if err := r.dialAll(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.wire.Close()) }()
 	return r.measureAll(ctx)
 }
 
@@ -213,11 +218,16 @@ func (r *report) point(name string) string { return filepath.Join(r.dir, "mounts
 func (r *report) clusters(ctx context.Context) (err error) {
 	// Room for the data, and as much for what is freed and not gone yet.
 	room := size.Bytes(2*(r.big.Bytes()+r.small.Bytes()) + int64(size.GiB))
+	host := ""
+	if r.network != nil {
+		host = r.network.Here
+	}
 	cluster := func(name, dir, medium string) (*rig.Roles, error) {
 		c, err := rig.StartRoles(ctx, rig.RolesConfig{
 			Binary: r.millrace, URI: "s3://" + bucket, Dir: filepath.Join(r.dir, name),
 			Cache: fmt.Sprintf("%s:%v:%s", filepath.Join(dir, name+"-cache"), room, medium),
 			Env:   append(r.server.Env(), clusterSettings()...), Stderr: r.log,
+			Host:    host,
 			Options: []string{"freshness=never"}, // as of a training set: nobody changes it
 		})
 		if err != nil {

@@ -155,9 +155,10 @@ func (r *report) targets() []target {
 		ratio("stat, kernel's caches dropped", "the local disk", 0.45, "mount, warm, stat", "disk, stat"),
 		cpu("open and close of a cached file", "mount, warm, open and close", ssd, 95, opens, perFile),
 		cpu("open and close of a cached file, no-open", "mount, no-open, open and close", daemons("no-open", "ssd"), 50, opens, perFile),
-		{work: "worker to another host", what: "x the CPU of sendfile and read", want: 1.2, unit: "x", figure: r.wireRatio("sendfile server and read client")},
-		{work: "worker to another host", what: "x the same with a checksum", want: 1.2, unit: "x", figure: r.wireRatio("sendfile server, read and checksum")},
-		most("worker to another host, 4 KiB pipelined", "CPU of both ends", 12, perFile, r.cpu("worker over TCP, 4 KiB", per(wireReads), of("ssd-worker", reader))).above(20),
+		{work: "worker to another host", what: "x the CPU of sendfile and read", want: 1.2, unit: "x", figure: r.wireRatio(wireBare, "")},
+		{work: "worker to another host", what: "x the same with a checksum", want: 1.2, unit: "x", figure: r.wireRatio(wireSummed, "")},
+		{work: "worker to another host, between networks", what: "x the CPU of sendfile and read", want: 1.2, unit: "x", figure: r.wireRatio(wireBare, betweenNetworks)},
+		most("worker to another host, 4 KiB pipelined", "CPU of both ends", 12, perFile, r.cpu(wirePages, per(wireReads), of("ssd-worker", reader))).above(20),
 	}
 }
 
@@ -165,6 +166,9 @@ func (r *report) targets() []target {
 func (r *report) missing() []string {
 	all := []string{
 		"hit ratio of shuffled epochs: that is by trace replay, not through a mount",
+	}
+	if r.noNetwork != nil {
+		all = append(all, "the worker from another network: "+r.noNetwork.Error())
 	}
 	if r.noMemory != nil {
 		all = append(all, "the memory tier: "+r.noMemory.Error())
@@ -225,10 +229,10 @@ func (r *report) loadRatio(run int) (float64, bool) {
 
 // wireRatio compares the CPU time of both ends with that of a bare server and
 // client, which is all this process's own.
-func (r *report) wireRatio(step string) func(run int) (float64, bool) {
+func (r *report) wireRatio(step, place string) func(run int) (float64, bool) {
 	return func(run int) (float64, bool) {
-		ours, ok := r.sample("worker over TCP", run)
-		bare, also := r.sample(step, run)
+		ours, ok := r.sample(wireWorker+place, run)
+		bare, also := r.sample(step+place, run)
 		if !ok || !also {
 			return 0, false
 		}

@@ -63,7 +63,7 @@ func TestTargetsHaveSteps(t *testing.T) {
 		}
 		r := &report{
 			settings: s, big: rig.Big(1, int64(s.big)), small: rig.Small(s.small, smallSize),
-			wire: &wire{}, samples: map[string][]sample{}, peak: map[string]int64{"copy-mount": 1 << 20},
+			wires: []*wire{{}, {suffix: betweenNetworks}}, samples: map[string][]sample{}, peak: map[string]int64{"copy-mount": 1 << 20},
 			disk: "/disk", python: &rig.Python{},
 		}
 		if memory {

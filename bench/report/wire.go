@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"millrace/bench/rig"
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/client"
@@ -20,8 +22,11 @@ import (
 // wire is the data plane between hosts: one connection over TCP to the worker,
 // as a client on another host has it, and beside it a server that does nothing
 // but sendfile and a client that does nothing but read, both of this process.
-// TCP is over loopback.
+// The clients are on this host's network, or on one of their own.
 type wire struct {
+	suffix  string       // of the steps' names
+	network *rig.Network // where the clients are; nil is here
+
 	conn   *blockio.Conn
 	handle uint32
 	size   int64
@@ -31,25 +36,62 @@ type wire struct {
 	served   chan error
 }
 
-// dial opens the large object at the worker.
-func (r *report) dial(ctx context.Context) (*wire, error) {
+// dialAll opens the large object at the worker, from here and from another
+// network.
+func (r *report) dialAll(ctx context.Context) error {
 	ticket, err := r.ticket(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w := &wire{size: r.big.Bytes(), path: r.bigPath(r.disk), served: make(chan error, 1)}
-	if w.conn, err = blockio.Dial(ctx, "tcp", r.ssd.Worker.Address("data"), blockio.DefaultClientConfig()); err != nil {
-		return nil, err
+	host := "127.0.0.1"
+	places := []wire{{}}
+	if r.network != nil {
+		host = r.network.Here
+		places = append(places, wire{suffix: betweenNetworks, network: r.network})
+	}
+	for _, w := range places {
+		w.size, w.path, w.served = r.big.Bytes(), r.bigPath(r.disk), make(chan error, 1)
+		if err := w.dial(ctx, host, r.ssd.Worker.Address("data"), ticket); err != nil {
+			return fmt.Errorf("the worker as another host%s: %w", w.suffix, err)
+		}
+		r.wires = append(r.wires, &w)
+	}
+	return nil
+}
+
+func (r *report) closeWires() (err error) {
+	for _, w := range r.wires {
+		err = errors.Join(err, w.close())
+	}
+	return err
+}
+
+// dial connects to the worker and starts the bare server at host.
+func (w *wire) dial(ctx context.Context, host, worker string, ticket *block.Ticket) (err error) {
+	err = w.there(func() error {
+		w.conn, err = blockio.Dial(ctx, "tcp", worker, blockio.DefaultClientConfig())
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	if w.handle, err = w.conn.Open(ctx, ticket); err != nil {
-		return nil, errors.Join(err, w.conn.Close())
+		return errors.Join(err, w.conn.Close())
 	}
 	var lc net.ListenConfig
-	if w.listener, err = lc.Listen(ctx, "tcp", "127.0.0.1:0"); err != nil {
-		return nil, errors.Join(err, w.conn.Close())
+	if w.listener, err = lc.Listen(ctx, "tcp", net.JoinHostPort(host, "0")); err != nil {
+		return errors.Join(err, w.conn.Close())
 	}
 	go func() { w.served <- w.serve() }()
-	return w, nil
+	return nil
+}
+
+// there calls f where the clients are.
+func (w *wire) there(f func() error) error {
+	if w.network == nil {
+		return f()
+	}
+	return w.network.Do(f)
 }
 
 func (r *report) ticket(ctx context.Context) (t *block.Ticket, err error) {
@@ -67,8 +109,8 @@ func (r *report) ticket(ctx context.Context) (t *block.Ticket, err error) {
 	return f.Entry().Ticket, f.Close()
 }
 
-// Close ends the connection and the bare server.
-func (w *wire) Close() error {
+// close ends the connection and the bare server.
+func (w *wire) close() error {
 	return errors.Join(w.conn.Close(), w.listener.Close(), <-w.served)
 }
 
@@ -111,8 +153,12 @@ func (w *wire) readBareSummed(ctx context.Context) error {
 }
 
 func (w *wire) readBareAnd(ctx context.Context, do func([]byte)) error {
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "tcp", w.listener.Addr().String())
+	var c net.Conn
+	err := w.there(func() (err error) {
+		var d net.Dialer
+		c, err = d.DialContext(ctx, "tcp", w.listener.Addr().String())
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -161,12 +207,32 @@ func (w *wire) read(ctx context.Context, piece int64, requests int, n int64) err
 	return g.Wait()
 }
 
-// wireSteps measure the data plane. The bytes are in the page cache.
-func (r *report) wireSteps() []step {
-	return []step{
-		{name: "sendfile server and read client", work: r.bigMiB(), unit: inBytes, before: r.wire.readBare, ready: true, do: r.wire.readBare},
-		{name: "sendfile server, read and checksum", work: r.bigMiB(), unit: inBytes, before: r.wire.readBare, ready: true, do: r.wire.readBareSummed},
-		{name: "worker over TCP", work: r.bigMiB(), unit: inBytes, before: r.wire.readWorker, ready: true, do: r.wire.readWorker},
-		{name: "worker over TCP, 4 KiB", work: wireReads, unit: inReads, before: r.wire.readWorker, ready: true, do: r.wire.readPages},
+// Names of the steps of a wire, before its suffix.
+const (
+	wireBare   = "sendfile server and read client"
+	wireSummed = "sendfile server, read and checksum"
+	wireWorker = "worker over TCP"
+	wirePages  = "worker over TCP, 4 KiB"
+
+	betweenNetworks = ", between networks"
+)
+
+// wireSteps measure the data plane. The bytes are in the page cache, where the
+// first reads of each file bring them.
+func (r *report) wireSteps() (steps []step) {
+	for i, w := range r.wires {
+		add := func(name string, work float64, unit string, do func(context.Context) error, first func(context.Context) error) {
+			if i > 0 {
+				first = nil // both files are there
+			}
+			steps = append(steps, step{name: name + w.suffix, work: work, unit: unit, before: first, ready: true, do: do})
+		}
+		add(wireBare, r.bigMiB(), inBytes, w.readBare, w.readBare)
+		add(wireSummed, r.bigMiB(), inBytes, w.readBareSummed, nil)
+		add(wireWorker, r.bigMiB(), inBytes, w.readWorker, w.readWorker)
+		if i == 0 {
+			add(wirePages, wireReads, inReads, w.readPages, nil)
+		}
 	}
+	return steps
 }

@@ -1,7 +1,7 @@
 // Package rig is what the demo and the benchmarks share: the deterministic
 // data set, the bare S3 client that everything is measured against, running a
 // real S3 server, a real `millrace up`, a cluster of a process for each role,
-// and a bare FUSE mount as child processes, what is done to files (work.go for
+// and a bare FUSE mount as child processes, a network of its own, what is done to files (work.go for
 // figures, files.go where every byte is compared), and accounting of wall
 // time, CPU and S3 requests.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -33,10 +34,13 @@ type RolesConfig struct {
 	Binary  string // bin/millrace
 	URI     string // of the under-store bound at /
 	Options []string
-	Dir     string   // of all state; made if it is missing
-	Cache   string   // as --cache has it
-	Env     []string // added to this process's environment
-	Stderr  io.Writer
+	// Host is the address at which the worker's data plane listens; empty is
+	// loopback's.
+	Host   string
+	Dir    string   // of all state; made if it is missing
+	Cache  string   // as --cache has it
+	Env    []string // added to this process's environment
+	Stderr io.Writer
 }
 
 // Role is one process of a cluster.
@@ -66,8 +70,12 @@ func (c *Roles) start(ctx context.Context) (err error) {
 	if c.Master, err = c.launch(ctx, "master", dir, "--data-dir", dir, "--listen", anyPort, "--raft-listen", anyPort, "--http-listen", anyPort); err != nil {
 		return err
 	}
+	data := anyPort
+	if c.cfg.Host != "" {
+		data = net.JoinHostPort(c.cfg.Host, "0")
+	}
 	dir = filepath.Join(c.cfg.Dir, "worker")
-	if c.Worker, err = c.launch(ctx, "worker", dir, "--data-dir", dir, "--cache", c.cfg.Cache, "--listen", anyPort, "--data-listen", anyPort, "--http-listen", anyPort); err != nil {
+	if c.Worker, err = c.launch(ctx, "worker", dir, "--data-dir", dir, "--cache", c.cfg.Cache, "--listen", anyPort, "--data-listen", data, "--http-listen", anyPort); err != nil {
 		return err
 	}
 	args := []string{"ufs", "add", "/", c.cfg.URI}

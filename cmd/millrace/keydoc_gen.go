@@ -89,6 +89,7 @@ func keyDocs() map[string]string {
 		"master.whole_file_limit":          "whole_file_limit is the length up to which one worker owns all of a file. 0: an eighth of the smallest cache directory of all workers.",
 		"master.worker_timeout":            "worker_timeout bounds one question to a worker.",
 		"worker":                           "A worker: it keeps and serves cached data.",
+		"worker.congestion_control":        "congestion_control is TCP's on the data plane: a name that the kernel knows, \"host\" for what the host has, or \"auto\" for the same unless that is bbr. That sends by timers, which costs a worker half as much CPU again and gains nothing within a cluster: cubic takes its place.",
 		"worker.data_dir":                  "data_dir holds the worker's identity and what it knows of the cluster.",
 		"worker.data_listen":               "data_listen is the address of the data plane.",
 		"worker.descriptor_uids":           "descriptor_uids are the numeric users, beside root and the worker's own, whose programs on this host may be given descriptors of cached files; all others read through the worker. A descriptor cannot be taken back: name those who may read all that the cluster holds.",
