@@ -180,12 +180,12 @@ func (m *membership) tick() {
 func (m *membership) judgeHeat(st *fsm.State) (tell bool) {
 	demand, owners := make(map[block.Key]int64), 0
 	for id, reg := range st.Workers {
+		if !reg.Draining {
+			owners++
+		}
 		w := m.members[id]
 		if w == nil || m.stateOf(w) != stateLive {
 			continue
-		}
-		if !reg.Draining {
-			owners++
 		}
 		for _, h := range w.hottest {
 			demand[h.key] += h.rate
