@@ -271,3 +271,20 @@ func TestPlacementCounts(t *testing.T) {
 		t.Errorf("owners are %v, with the list reversed %v", all, got)
 	}
 }
+
+// TestUnit: a file up to the limit is placed as one, a longer one by its
+// blocks; what it is placed by has the same owners.
+func TestUnit(t *testing.T) {
+	p := block.Placement{WholeFileLimit: 100, Workers: []block.PlacedWorker{{ID: "a", Weight: 1}, {ID: "b", Weight: 1}, {ID: "c", Weight: 1}}}
+	k := block.Key{File: block.FileID{1}, Index: 3}
+	whole := block.Key{File: k.File, Index: block.WholeFile}
+	for length, want := range map[int64]block.Key{100: whole, 101: k} {
+		got := p.Unit(k, length)
+		if got != want {
+			t.Errorf("a file of %d bytes is placed by %v, want %v", length, got, want)
+		}
+		if a, b := p.Owners(k, length, 3), p.Owners(got, length, 3); !slices.Equal(a, b) {
+			t.Errorf("a block of a file of %d bytes belongs to %v, what it is placed by to %v", length, a, b)
+		}
+	}
+}

@@ -185,6 +185,13 @@ func TestReadErrors(t *testing.T) {
 
 // What goes with a request arrives.
 func TestReadOptions(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		t.Run(network, func(t *testing.T) { testReadOptions(t, network, network == "unix") })
+	}
+}
+
+func testReadOptions(t *testing.T, network string, local bool) {
+	t.Helper()
 	data := pattern(1000)
 	got := make(chan ReadRequest, 1)
 	f := &testFile{data: data, hook: func(_ context.Context, f *testFile, req ReadRequest, w Responder) error {
@@ -194,7 +201,7 @@ func TestReadOptions(t *testing.T) {
 		}
 		return f.serve(req, w)
 	}}
-	s := startServer(t, "tcp", DefaultServerConfig(), oneFile(f))
+	s := startServer(t, network, DefaultServerConfig(), oneFile(f))
 	c := s.dial(t)
 	h := mustOpen(t, c, "f", len(data))
 	if c.PlacementEpoch() != 0 {
@@ -212,10 +219,13 @@ func TestReadOptions(t *testing.T) {
 			want: ReadRequest{Extent: block.Extent{Offset: 3, Length: 10}, Priority: PriorityRepair, PlacementEpoch: 8, TraceID: 1<<64 - 1, CachedOnly: true},
 			err:  errs.NotCached,
 		},
+		{o: ReadOptions{Replica: true}, want: ReadRequest{Extent: block.Extent{Offset: 3, Length: 10}, Replica: true}},
+		{o: ReadOptions{ReadThrough: true}, want: ReadRequest{Extent: block.Extent{Offset: 3, Length: 10}, ReadThrough: true}},
 	} {
 		if _, err := c.ReadAt(t.Context(), h, make([]byte, 10), 3, tt.o); !errors.Is(err, tt.err) {
 			t.Errorf("ReadAt: %v, want %v", err, tt.err)
 		}
+		tt.want.Local = local
 		if diff := cmp.Diff(tt.want, <-got); diff != "" {
 			t.Error(diff)
 		}

@@ -54,8 +54,11 @@ type Config struct {
 	SuspectAfter size.Duration `toml:"suspect_after"`
 	// LostAfter is after what silence a worker's blocks count as gone.
 	LostAfter size.Duration `toml:"lost_after"`
-	// WholeFileLimit is the length up to which one worker owns all of a file.
-	// 0: an eighth of the smallest cache directory of all workers.
+	// WholeFileLimit is the length up to which one worker owns all of a file;
+	// longer ones are spread over the workers by their blocks. All masters want
+	// the same one; another one holds from the next heartbeat on, and moves files
+	// to other owners. 0: an eighth of the smallest cache directory of all
+	// workers.
 	WholeFileLimit size.Bytes `toml:"whole_file_limit"`
 
 	// HotRate is how many bytes per second of one block, or of a file that one

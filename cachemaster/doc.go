@@ -7,7 +7,8 @@
 // A Master is one process of the group. Every master keeps membership and
 // block map, from what workers tell each of them; only the leader answers for
 // the namespace, the mount table and the jobs, and only after it made sure
-// that it still leads (see raftNode.verify).
+// that it still leads (see raftNode.verify). Every master tells who follows the
+// membership which blocks are hot (hot.go), by what workers tell it.
 //
 // Invariants:
 //   - A disk that is empty takes part in the group in two cases only: it is
@@ -17,8 +18,8 @@
 //   - The Raft log and its snapshots are bounded by raft_snapshot_entries,
 //     raft_trailing_entries and two snapshots.
 //   - What is replicated changes through a committed command alone; the
-//     membership's liveness, the block map and the metadata cache are soft and
-//     may be lost at any time.
+//     membership's liveness, the block map, which blocks are hot and the metadata
+//     cache are soft and may be lost at any time.
 //   - Metadata that was asked for before a change of its under-store mount is
 //     never served after that change.
 //   - Of a directory that is known in part, the metadata cache tells what is

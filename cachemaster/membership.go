@@ -96,13 +96,14 @@ func (m *membership) stateOf(w *member) string {
 func (m *membership) heartbeat(r *api.HeartbeatRequest) (*api.HeartbeatReply, error) {
 	st := m.state()
 	reply := &api.HeartbeatReply{ClusterId: st.ClusterID}
-	if _, ok := st.Workers[r.GetWorkerId()]; !ok {
+	known, ok := st.Workers[r.GetWorkerId()]
+	if !ok {
 		return reply, nil
 	}
 	if err := m.hear(r); err != nil {
 		return nil, err
 	}
-	reply.Registered = true
+	reply.Registered = m.isCurrent(st, known, r)
 	reply.NeedFull = m.blocks.NeedFull(block.WorkerID(r.GetWorkerId()), r.GetStartEpoch())
 	if r.GetMountsVersion() != st.MountsVersion {
 		reply.Mounts = mountsProto(st)
@@ -111,6 +112,23 @@ func (m *membership) heartbeat(r *api.HeartbeatRequest) (*api.HeartbeatReply, er
 		reply.Placement = placementProto(st)
 	}
 	return reply, nil
+}
+
+// isCurrent reports whether the registry has what placement hangs on as it is
+// now: the room that the worker says to have, and the limit of whole files as
+// it is configured. Else the worker is to register again, with the leader.
+func (m *membership) isCurrent(st *fsm.State, known fsm.Worker, r *api.HeartbeatRequest) bool {
+	var sum, least int64
+	for i, t := range r.GetTiers() {
+		sum += t.GetCapacityBytes()
+		if i == 0 || t.GetCapacityBytes() < least {
+			least = t.GetCapacityBytes()
+		}
+	}
+	if len(r.GetTiers()) > 0 && (sum != known.CapacityBytes || least != known.SmallestDirBytes) {
+		return false
+	}
+	return st.WholeFileLimit == fsm.WholeFileLimit(st.Workers, int64(m.cfg.WholeFileLimit))
 }
 
 func (m *membership) hear(r *api.HeartbeatRequest) error {
@@ -180,12 +198,12 @@ func (m *membership) tick() {
 func (m *membership) judgeHeat(st *fsm.State) (tell bool) {
 	demand, owners := make(map[block.Key]int64), 0
 	for id, reg := range st.Workers {
+		if !reg.Draining {
+			owners++
+		}
 		w := m.members[id]
 		if w == nil || m.stateOf(w) != stateLive {
 			continue
-		}
-		if !reg.Draining {
-			owners++
 		}
 		for _, h := range w.hottest {
 			demand[h.key] += h.rate

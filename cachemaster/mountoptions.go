@@ -69,8 +69,6 @@ func parseMount(cfg Config, p, uri string, options map[string]string) (*fsm.AddU
 			if err := oneOf(value, ufs.PlacementLocal, ufs.PlacementSpread); err != nil {
 				return nil, bad(key, err)
 			}
-		case ufs.OptionWholeFileLimit:
-			return nil, errs.E(errs.Unsupported, "add under-store", p, fmt.Errorf("option %q is not offered by this release", key))
 		}
 	}
 	if c.Freshness != fsm.FreshTTL && options[ufs.OptionTTL] != "" {

@@ -124,3 +124,54 @@ func TestFindBlocks(t *testing.T) {
 	_, err = locations.FindBlocks(t.Context(), &api.FindBlocksRequest{Blocks: make([]uint64, maxFound+1)})
 	wantKind(t, "too many at a time", err, errs.Invalid)
 }
+
+// TestPlacementFollowsRoomAndLimit: a worker that was given more disk, or whose
+// masters were given another limit of whole files, is asked to register again.
+func TestPlacementFollowsRoomAndLimit(t *testing.T) {
+	t.Parallel()
+	dir, cfg := t.TempDir(), testConfig()
+	c := start(t, dir, nil, cfg)
+	beat := func(dirs ...int64) bool {
+		t.Helper()
+		hb := &api.HeartbeatRequest{WorkerId: "w1", StartEpoch: 1}
+		for _, capacity := range dirs {
+			hb.Tiers = append(hb.Tiers, &api.Tier{CapacityBytes: capacity})
+		}
+		r, err := c.registry.Heartbeat(t.Context(), hb)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetRegistered()
+	}
+	placed := func(capacity, smallest, limit int64) {
+		t.Helper()
+		r, err := c.registry.Register(t.Context(), registration("w1", capacity, smallest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p := r.GetPlacement(); p.GetWholeFileLimit() != limit || p.GetWorkers()[0].GetWeight() != uint64(capacity) {
+			t.Errorf("placement %v, want a limit of %d", p, limit)
+		}
+	}
+	placed(1000, 200, 25)
+	if !beat(800, 200) || !beat() {
+		t.Error("asked to register again with nothing new")
+	}
+	if beat(800, 400) || beat(800, 200, 400) {
+		t.Error("not asked to register with more room")
+	}
+	placed(1200, 400, 50)
+	if !beat(800, 400) {
+		t.Error("asked to register what it registered")
+	}
+	c.stop()
+	cfg.WholeFileLimit = 7
+	c = start(t, dir, nil, cfg)
+	if beat(800, 400) {
+		t.Error("not asked to register under another limit")
+	}
+	placed(1200, 400, 7)
+	if !beat(800, 400) {
+		t.Error("asked to register again under the same limit")
+	}
+}

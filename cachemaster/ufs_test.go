@@ -47,7 +47,6 @@ func TestAddUFS(t *testing.T) {
 		{"bad placement", "/n", "mem://b", map[string]string{"placement": "near"}, errs.Invalid, "placement"},
 		{"bad ttl", "/n", "mem://b", map[string]string{"ttl": "soon"}, errs.Invalid, "ttl"},
 		{"ttl beside freshness", "/n", "mem://b", map[string]string{"ttl": "1s", "freshness": "never"}, errs.Invalid, "ttl"},
-		{"not offered", "/n", "mem://b", map[string]string{"whole_file_limit": "1MiB"}, errs.Unsupported, "whole_file_limit"},
 	} {
 		_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{Path: []byte(tc.path), Uri: tc.uri, Options: tc.options})
 		wantKind(t, tc.name, err, tc.kind)
@@ -121,13 +120,8 @@ func TestGenericOptions(t *testing.T) {
 		r, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{
 			Path: []byte("/" + key), Uri: "mem://s", Options: map[string]string{key: value},
 		})
-		switch key {
-		case ufs.OptionWholeFileLimit:
-			wantKind(t, key, err, errs.Unsupported)
-		default:
-			if err != nil || r.GetMount().GetOptions()[key] != value {
-				t.Errorf("%s=%s: %v, %v", key, value, r, err)
-			}
+		if err != nil || r.GetMount().GetOptions()[key] != value {
+			t.Errorf("%s=%s: %v, %v", key, value, r, err)
 		}
 	}
 	_, err := c.ufs.AddUFS(t.Context(), &api.AddUFSRequest{

@@ -12,7 +12,8 @@
 // crew (crew.go) of goroutines flies all of them. Pages that the tier's scrubber
 // found damaged are fetched for it (repair.go) behind all others. Programs on
 // this host may get a descriptor of what is cached whole, and tell what they
-// read by it (descriptor.go). The worker's identity, mount table
+// read by it (descriptor.go). What other hosts read most is counted (heat.go)
+// and told with each heartbeat. The worker's identity, mount table
 // and start epoch are kept in its data directory (identity.go, mounts.go); a
 // reporter per master (masters.go, master.go, report.go), also of those that
 // join the group later, registers the worker, beats, and streams changes of
@@ -28,7 +29,7 @@
 //     hand only with their checksum; a fetch that fails leaves the pages before
 //     the failure and nothing else.
 //   - A worker that is asked by another one answers from its cache or says no,
-//     unless it owns the file and is asked to fetch it for a replica
+//     unless it owns what is read and is asked to fetch it for a replica
 //     (replica.go): nobody waits for a worker that waits for a third one.
 //   - What cannot be kept (no room, an unsettled version) is served all the
 //     same, from memory of bounded size, and shared by who reads it meanwhile.

@@ -15,8 +15,11 @@ import (
 
 // place makes a placement of both workers known to both, in which other owns
 // everything.
-func (p *pair) place(own *rig) {
-	placement := &api.Placement{Epoch: 1, WholeFileLimit: 1 << 40, Workers: []*api.PlacedWorker{{Id: string(own.w.ID()), Weight: 1}}}
+func (p *pair) place(own *rig) { p.placeAbove(own, 1<<40) }
+
+// placeAbove places files longer than limit by their blocks.
+func (p *pair) placeAbove(own *rig, limit int64) {
+	placement := &api.Placement{Epoch: 1, WholeFileLimit: limit, Workers: []*api.PlacedWorker{{Id: string(own.w.ID()), Weight: 1}}}
 	for _, r := range []*rig{p.rig, p.other} {
 		r.w.placed.Store(placementOf(placement))
 	}
@@ -69,6 +72,24 @@ func TestReplicaComesFromOwner(t *testing.T) {
 				t.Errorf("the owner sent %d bytes, and %d when it was read again", sent, again-sent)
 			}
 		})
+	}
+}
+
+// TestReplicaOfABlock: of a file that is placed by its blocks, a block that is
+// read here too comes from its owner, though that has only part of it, and is
+// kept beside those that are owned here, as they are.
+func TestReplicaOfABlock(t *testing.T) {
+	p := newPair(t)
+	p.placeAbove(p.other, 0)
+	tk := p.put("f", 3*mib)
+	p.other.mustRead(tk, block.Extent{Length: mib})
+	p.readReplica(tk)
+	p.fetched(0, 0)
+	if _, n := p.other.store.fetched(); n < tk.Length {
+		t.Errorf("the owner fetched %d bytes, want %d", n, tk.Length)
+	}
+	if _, n := p.tier.Cached(tk.FileID); n != tk.Length || p.tier.Status()[0].Replicas != 0 {
+		t.Errorf("%d bytes are kept, %d of them as replicas, want %d and none", n, p.tier.Status()[0].Replicas, tk.Length)
 	}
 }
 

@@ -90,7 +90,7 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 	}
 	c.masters = newMasters(&c.cfg)
 	c.workers = newWorkers(&c.cfg, cfg.hostID(), log)
-	c.members = newMembers(c.masters, log, c.workers.keep)
+	c.members = newMembers(c.masters, c.workers.local, log, c.workers.keep)
 
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop

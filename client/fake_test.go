@@ -287,6 +287,7 @@ type fakeWorker struct {
 	unix   string
 
 	opens, reads, closes atomic.Int64
+	replicas             atomic.Int64 // reads that are to be kept as replicas
 
 	handler blockio.Handler // in its place; nil for itself
 
@@ -356,6 +357,9 @@ type fakeFile struct {
 
 func (f *fakeFile) Read(_ context.Context, req blockio.ReadRequest, r blockio.Responder) error {
 	f.w.reads.Add(1)
+	if req.Replica {
+		f.w.replicas.Add(1)
+	}
 	f.w.mu.Lock()
 	fail := f.w.fail
 	f.w.mu.Unlock()

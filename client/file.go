@@ -259,16 +259,14 @@ type route struct {
 // them the worker of this host that is to keep a file as a replica, if it is one
 // that is placed whole; of a hot block, one of those that serve it.
 func (f *File) owners(m *membership, key block.Key, doubtful func(block.WorkerID) bool) []member {
-	here := f.c.workers.local
-	if f.entry.Spread || f.ticket.Load().Unsettled || !m.placement.PlacesWhole(f.entry.Size) {
-		here = nil
-	}
+	unsettled := f.ticket.Load().Unsettled
+	keep := !f.entry.Spread && !unsettled && m.placement.PlacesWhole(f.entry.Size)
 	servers := m.servers(key, f.entry.Size)
-	list := m.owners(key, f.entry.Size, max(f.c.cfg.Owners, servers), doubtful, here)
-	if servers < 2 || f.ticket.Load().Unsettled || len(list) == 0 || list[0].replica {
+	list := m.owners(key, f.entry.Size, max(f.c.cfg.Owners, servers), doubtful, keep)
+	if servers < 2 || unsettled || len(list) == 0 || list[0].replica {
 		return list
 	}
-	return m.spread(list, m.placement.Owners(key, f.entry.Size, servers), doubtful, f.c.workers.local)
+	return m.spread(list, key, f.entry.Size, doubtful)
 }
 
 // route returns the first owner of a block; nil if it should not be asked.

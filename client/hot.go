@@ -38,18 +38,19 @@ func (m *membership) servers(k block.Key, length int64) int {
 	return n
 }
 
-// spread moves one of those that serve a hot block, which are in the order of
-// placement, to the front of list: one of this host, else whoever is drawn, so
-// that all readers together ask each of them about as often. One that is not
-// the owner is to keep a replica, unless the owner, through which it would have
-// to read, is not likely to answer.
-func (m *membership) spread(list []member, servers []block.WorkerID, doubtful func(block.WorkerID) bool, here func(*member) bool) []member {
-	if list[0].id != servers[0] || list[0].rank(doubtful) > 0 {
+// spread moves one of those that serve a hot block to the front of list, which
+// is of all of them in order: one of this host, else whoever is drawn, so that
+// all readers together ask each of them about as often. One that is not the
+// owner is to keep a replica, unless the owner, through which it would have to
+// read, is not likely to answer.
+func (m *membership) spread(list []member, k block.Key, length int64, doubtful func(block.WorkerID) bool) []member {
+	order := m.placement.Owners(k, length, m.servers(k, length))
+	if len(order) < 2 || len(list) == 0 || list[0].id != order[0] || list[0].rank(doubtful) > 0 {
 		return list
 	}
-	drawn := servers[rand.IntN(len(servers))]
-	if i := slices.IndexFunc(servers, func(id block.WorkerID) bool { w := m.members[id]; return here(&w) }); i >= 0 {
-		drawn = servers[i]
+	drawn := order[rand.IntN(len(order))]
+	if i := slices.IndexFunc(order, func(id block.WorkerID) bool { return m.members[id].here }); i >= 0 {
+		drawn = order[i]
 	}
 	i := slices.IndexFunc(list, func(w member) bool { return w.id == drawn })
 	if i <= 0 || list[i].rank(doubtful) > 0 {

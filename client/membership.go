@@ -23,6 +23,7 @@ type member struct {
 	unix   string // path of its socket, on the host of boot
 	bootID string
 	state  string // "live", "suspect", "lost", "draining"
+	here   bool   // it is on this host, and its socket can be seen
 	// replica says that it is to keep a replica of what it is asked for.
 	replica bool
 }
@@ -67,13 +68,22 @@ func membershipOf(m *api.Membership) *membership {
 	return out
 }
 
+// find notes who is on this host: once, since every open file wants to know.
+func (m *membership) find(local func(*member) bool) {
+	for id, w := range m.members {
+		if w.here = local(&w); w.here {
+			m.members[id] = w
+		}
+	}
+}
+
 // owners returns who to ask for a block, best first: the owners in the order
-// of placement, those that are believed to answer before the others. Where here
-// is not nil and none of the workers that it says are of this host is the first
-// owner, the best of them comes before all others, to keep a replica.
-func (m *membership) owners(k block.Key, length int64, n int, doubtful func(block.WorkerID) bool, here func(*member) bool) []member {
+// of placement, those that are believed to answer before the others. With keep,
+// and if the first owner is not on this host, the best of the workers that are
+// comes before all others, to keep a replica.
+func (m *membership) owners(k block.Key, length int64, n int, doubtful func(block.WorkerID) bool, keep bool) []member {
 	most := n
-	if here != nil {
+	if keep {
 		most = max(n, len(m.placement.Workers))
 	}
 	ids := m.placement.Owners(k, length, most)
@@ -84,13 +94,13 @@ func (m *membership) owners(k block.Key, length int64, n int, doubtful func(bloc
 		}
 	}
 	slices.SortStableFunc(list, func(a, b member) int { return a.rank(doubtful) - b.rank(doubtful) })
-	if here == nil {
+	if !keep {
 		return list
 	}
 	for i, id := range ids {
 		w, ok := m.members[id]
 		switch {
-		case !ok || !here(&w):
+		case !ok || !w.here:
 		case i == 0:
 			return list
 		case w.rank(doubtful) == 0:
@@ -105,6 +115,7 @@ func (m *membership) owners(k block.Key, length int64, n int, doubtful func(bloc
 // members follows the membership through a stream from a master.
 type members struct {
 	masters *masters
+	local   func(*member) bool
 	log     *slog.Logger
 	changed func(*membership) // told each version, one at a time
 
@@ -115,8 +126,8 @@ type members struct {
 	news chan struct{} // closed at the next version
 }
 
-func newMembers(m *masters, log *slog.Logger, changed func(*membership)) *members {
-	return &members{masters: m, log: log, changed: changed, kick: make(chan struct{}, 1), news: make(chan struct{})}
+func newMembers(m *masters, local func(*member) bool, log *slog.Logger, changed func(*membership)) *members {
+	return &members{masters: m, local: local, log: log, changed: changed, kick: make(chan struct{}, 1), news: make(chan struct{})}
 }
 
 // now returns the version that is known, nil before the first, and a channel
@@ -188,7 +199,9 @@ func (m *members) follow(ctx context.Context, cc *grpc.ClientConn) (told bool, e
 			return told, err
 		}
 		told = true
-		m.take(membershipOf(msg))
+		v := membershipOf(msg)
+		v.find(m.local)
+		m.take(v)
 	}
 }
 

@@ -181,7 +181,7 @@ func TestOrderOfOwners(t *testing.T) {
 	}
 	ids := func(doubtful ...block.WorkerID) []block.WorkerID {
 		var got []block.WorkerID
-		for _, w := range m.owners(key, 1, 5, func(id block.WorkerID) bool { return slices.Contains(doubtful, id) }, nil) {
+		for _, w := range m.owners(key, 1, 5, func(id block.WorkerID) bool { return slices.Contains(doubtful, id) }, false) {
 			got = append(got, w.id)
 		}
 		return got
@@ -231,8 +231,8 @@ func TestReplicaComesFirst(t *testing.T) {
 		if tc.lost >= 0 {
 			v.members[order[tc.lost]] = member{id: order[tc.lost], state: "lost"}
 		}
-		got := v.owners(key, 1, 2, func(id block.WorkerID) bool { return is(tc.doubtful, id) },
-			func(w *member) bool { return is(tc.here, w.id) })
+		v.find(func(w *member) bool { return is(tc.here, w.id) })
+		got := v.owners(key, 1, 2, func(id block.WorkerID) bool { return is(tc.doubtful, id) }, true)
 		var ids, want []block.WorkerID
 		for i, w := range got {
 			ids = append(ids, w.id)

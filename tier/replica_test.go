@@ -178,3 +178,22 @@ func TestLargeReplicaGoesAsAWhole(t *testing.T) {
 	}
 	checkLedger(t, s)
 }
+
+// TestPiecewiseReplica: where other blocks of a file may be owned here, all of
+// it is kept as owned.
+func TestPiecewiseReplica(t *testing.T) {
+	s := openStore(t, t.TempDir(), 16*mib, withFS(quick()), withShare(0))
+	f := testReplica("f", mib)
+	if err := fillRange(s, f, f.Geometry().Whole()); !errors.Is(err, errs.NoSpace) {
+		t.Fatalf("without a share for replicas: %v", err)
+	}
+	f.Piecewise = true
+	fill(t, s, f)
+	if st := s.Status()[0]; st.Replicas != 0 {
+		t.Errorf("%d bytes are charged for replicas", st.Replicas)
+	}
+	if files, bytes := s.Usage(1, ""); files != 1 || bytes != mib {
+		t.Errorf("%d files of %d bytes count as owned", files, bytes)
+	}
+	mustRead(t, s, f, 4)
+}

@@ -17,7 +17,6 @@ const (
 	OptionFreshness      = "freshness"
 	OptionTTL            = "ttl"
 	OptionPlacement      = "placement"
-	OptionWholeFileLimit = "whole_file_limit"
 	OptionBlockSize      = "block_size"
 	OptionVerify         = "verify"
 	OptionMaxBandwidth   = "max_bandwidth" // bytes of files per second
@@ -43,8 +42,7 @@ const (
 // GenericOptions returns the keys that every kind of under-store mount has.
 func GenericOptions() []string {
 	return []string{
-		OptionFreshness, OptionTTL, OptionPlacement,
-		OptionWholeFileLimit, OptionBlockSize, OptionVerify,
+		OptionFreshness, OptionTTL, OptionPlacement, OptionBlockSize, OptionVerify,
 		OptionMaxBandwidth, OptionMaxRequests,
 	}
 }

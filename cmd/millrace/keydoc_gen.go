@@ -86,7 +86,7 @@ func keyDocs() map[string]string {
 		"master.voter":                     "voter are the masters that found the group: it begins when all of them are up for the first time. A master that is not among them waits to be added. Empty: this one alone.",
 		"master.voter.id":                  "id is its name.",
 		"master.voter.raft":                "raft is the address of its Raft listener.",
-		"master.whole_file_limit":          "whole_file_limit is the length up to which one worker owns all of a file. 0: an eighth of the smallest cache directory of all workers.",
+		"master.whole_file_limit":          "whole_file_limit is the length up to which one worker owns all of a file; longer ones are spread over the workers by their blocks. All masters want the same one; another one holds from the next heartbeat on, and moves files to other owners. 0: an eighth of the smallest cache directory of all workers.",
 		"master.worker_timeout":            "worker_timeout bounds one question to a worker.",
 		"worker":                           "A worker: it keeps and serves cached data.",
 		"worker.congestion_control":        "congestion_control is TCP's on the data plane: a name that the kernel knows, \"host\" for what the host has, or \"auto\" for the same unless that is bbr. That sends by timers, which costs a worker half as much CPU again and gains nothing within a cluster: cubic takes its place.",

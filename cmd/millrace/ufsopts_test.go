@@ -12,8 +12,8 @@ import (
 	"millrace/ufs"
 )
 
-// The help and docs/ufs.md have every option that under-stores know, but those
-// that this release does not offer, and no other.
+// The help and docs/ufs.md have every option that under-stores know, and no
+// other.
 func TestUFSOptionsAreDocumented(t *testing.T) {
 	var known []string
 	for _, uri := range []string{"s3://bucket", "hdfs://namenode"} {
@@ -28,8 +28,7 @@ func TestUFSOptionsAreDocumented(t *testing.T) {
 		known = append(known, strings.Split(list, ", ")...)
 	}
 	slices.Sort(known)
-	notOffered := []string{ufs.OptionWholeFileLimit}
-	want := slices.DeleteFunc(slices.Compact(known), func(key string) bool { return slices.Contains(notOffered, key) })
+	want := slices.Compact(known)
 
 	var help []string
 	all, s3, hdfs := ufsOptions()
