@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"millrace/internal/testenv"
+	"millrace/test/hosts"
 )
 
 // patience bounds every wait for something that must happen: it is generous,
@@ -17,7 +20,9 @@ const patience = 60 * time.Second
 // binary is the millrace that TestMain built.
 var binary string
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+func TestMain(m *testing.M) {
+	os.Exit(hosts.Main(func() int { return buildAndRun(m) }, patience))
+}
 
 func buildAndRun(m *testing.M) int {
 	if binary = os.Getenv("MILLRACE_BINARY"); binary != "" {
@@ -58,6 +63,14 @@ func must(t *testing.T, err error) {
 // start starts a cluster of that many masters and workers. change may be nil.
 func start(t *testing.T, masters, workers int, change func(*Config)) *Cluster {
 	t.Helper()
+	c := prepare(t, masters, workers, change)
+	must(t, c.Start(bounded(t)))
+	return c
+}
+
+// prepare makes a cluster as start does, and starts nothing.
+func prepare(t *testing.T, masters, workers int, change func(*Config)) *Cluster {
+	t.Helper()
 	cfg := Config{Binary: binary, Dir: t.TempDir(), Masters: masters, Workers: workers, Cache: "256MiB"}
 	if change != nil {
 		change(&cfg)
@@ -74,8 +87,28 @@ func start(t *testing.T, masters, workers int, change func(*Config)) *Cluster {
 			}
 		}
 	})
-	must(t, c.Start(bounded(t)))
 	return c
+}
+
+// prepareOnHosts is prepare with a host for each process. There is one network:
+// such tests run alone.
+func prepareOnHosts(t *testing.T, masters, workers int, change func(*Config)) (*Cluster, *hosts.Network) {
+	t.Helper()
+	testenv.Require(t, testenv.Namespaces)
+	n, err := hosts.New(t.Context(), t.TempDir())
+	must(t, err)
+	t.Cleanup(func() { must(t, n.Close()) })
+	for role, count := range map[string]int{"master": masters, "worker": workers} {
+		for i := range count {
+			must(t, n.Add(t.Context(), fmt.Sprintf("%s-%d", role, i)))
+		}
+	}
+	return prepare(t, masters, workers, func(cfg *Config) {
+		cfg.Host = n.Place
+		if change != nil {
+			change(cfg)
+		}
+	}), n
 }
 
 // leader waits for the one that leads.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,7 +46,7 @@ func network(t *testing.T, names ...string) *hosts.Network {
 // at returns what a command writes on a host.
 func at(t *testing.T, n *hosts.Network, name string, args ...string) (string, error) {
 	t.Helper()
-	args = append(n.Place(name).Enter, args...)
+	args = slices.Concat(n.Place(name).Enter, args)
 	out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
@@ -71,7 +72,7 @@ func answerAt(address string) int {
 // answerer lets a host take connections at its port 7.
 func answerer(t *testing.T, n *hosts.Network, name string) {
 	t.Helper()
-	args := append(n.Place(name).Enter, os.Args[0])
+	args := slices.Concat(n.Place(name).Enter, []string{os.Args[0]})
 	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), answerVariable+"="+n.Place(name).Address+":7")
 	stdout, err := cmd.StdoutPipe()
