@@ -226,7 +226,7 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 	m, _ := f.c.members.now()
 	var first, said error
 	if m != nil && !nearsEnd(t, time.Now()) {
-		if w := f.route(m, key); w != nil && !f.c.workers.doubtful(w.id) {
+		if w := f.route(m, key); w != nil && f.c.workers.worthTrying(w.id) {
 			if first = f.try(ctx, until, w, t, key, p, off, m); first == nil {
 				return nil
 			}
@@ -275,13 +275,13 @@ func refused(err error, t *block.Ticket) bool {
 	return errs.KindOf(err) == errs.Permission && !t.Expiry.IsZero()
 }
 
-// readSlowly tries the owners of a block in turn until one serves it or ctx
-// ends. A ticket that is refused is renewed once, unless it just was. last is
+// readSlowly tries the owners of a block in turn, more of them each time, until
+// one serves it or ctx ends. A ticket that is refused is renewed once, unless it just was. last is
 // what an attempt before said; nil if there was none.
 func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p []byte, off int64, renewed bool, last error) error {
 	c := f.c
 	var wait pause
-	for {
+	for round := 1; ; round++ {
 		t, err := f.validTicket(ctx)
 		if err != nil {
 			return err
@@ -290,7 +290,7 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 		if err != nil {
 			return errors.Join(err, last)
 		}
-		owners := m.owners(key, f.entry.Size, c.cfg.Owners, c.workers.doubtful)
+		owners := m.owners(key, f.entry.Size, round*c.cfg.Owners, c.workers.doubtful)
 		if len(owners) == 0 {
 			last = errs.E(errs.Unavailable, "", "", errors.New("no worker is registered"))
 		}
@@ -365,9 +365,9 @@ func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Tic
 	a := f.c.attempts.begin(ctx, until)
 	defer a.end()
 	f.c.hedges.earn()
-	watched := f.c.cfg.HedgeShare > 0 && len(m.placement.Workers) > 1
+	watched := len(m.placement.Workers) > 1
 	if watched {
-		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off}, until)
+		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off, began: began}, until)
 	}
 	err = f.c.workers.readAt(a, x, t, p, off, m.placement.Epoch) //nolint:contextcheck // a is made of ctx
 	if watched {
