@@ -66,7 +66,7 @@ func keyDocs() map[string]string {
 		"master.probe_timeout":             "probe_timeout bounds the look at an under-store before it is added.",
 		"master.raft_commit_timeout":       "raft_commit_timeout is after what time without entries a leader tells followers how far is committed.",
 		"master.raft_election_timeout":     "raft_election_timeout is how long an election may take before another one.",
-		"master.raft_heartbeat_timeout":    "raft_heartbeat_timeout is how long a follower waits for the leader before it stands for election, drawn anew each time between it and its double.",
+		"master.raft_heartbeat_timeout":    "raft_heartbeat_timeout is how long a follower waits for the leader before it stands for election; each further one waits a tenth longer.",
 		"master.raft_leader_lease_timeout": "raft_leader_lease_timeout is how long a leader goes on without hearing from a majority.",
 		"master.raft_listen":               "raft_listen is the address at which masters talk to each other.",
 		"master.raft_snapshot_entries":     "raft_snapshot_entries is after how many log entries a snapshot is taken.",
