@@ -28,8 +28,8 @@ type Config struct {
 	// master. Empty: the listener's own.
 	AdvertiseGRPC string `toml:"advertise_grpc"`
 
-	// RaftHeartbeatTimeout is how long a follower waits for the leader before
-	// it stands for election, drawn anew each time between it and its double.
+	// RaftHeartbeatTimeout is how long a follower waits for the leader before it
+	// stands for election; each further one waits a tenth longer.
 	RaftHeartbeatTimeout size.Duration `toml:"raft_heartbeat_timeout"`
 	// RaftElectionTimeout is how long an election may take before another one.
 	RaftElectionTimeout size.Duration `toml:"raft_election_timeout"`

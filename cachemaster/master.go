@@ -184,6 +184,7 @@ func (m *Master) takePart(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { m.members.run(ctx) })
 	wg.Go(func() { m.announce(ctx) })
+	wg.Go(func() { m.raft.noticeSilence(ctx, m.clock) })
 	m.follow(ctx)
 	wg.Wait()
 	return nil

@@ -14,6 +14,7 @@ import (
 	"millrace/api"
 	"millrace/block"
 	"millrace/blockio"
+	"millrace/internal/doubt"
 	"millrace/internal/errs"
 	"millrace/tier"
 )
@@ -21,10 +22,6 @@ import (
 const (
 	// peerTries bounds the workers that one flight asks for a block.
 	peerTries = 2
-	// A worker that failed is not asked for doubtLeast, and twice as long each
-	// time that it fails again, up to doubtMost.
-	doubtLeast = time.Second
-	doubtMost  = 30 * time.Second
 	// maxPeers bounds the workers to which there is a connection.
 	maxPeers = 256
 )
@@ -58,12 +55,11 @@ type peers struct {
 type peer struct {
 	address string
 	turn    chan struct{} // held by who dials
+	doubt   doubt.Doubt
 
 	// Guarded by the lock of peers.
-	conn    *blockio.Conn // nil: none yet
-	used    time.Time
-	doubt   time.Duration // how long it was last not asked; 0: it answered
-	avoided time.Time     // it is not asked before
+	conn *blockio.Conn // nil: none yet
+	used time.Time
 }
 
 func newPeers(cfg Config, w *Worker) *peers {
@@ -104,7 +100,8 @@ func (p *peers) fill(ctx context.Context, t *block.Ticket, fl *flight) (next int
 			if next, err = p.have(ctx, holder, t, next, end, fl, holder == owning); next == end {
 				break
 			}
-			if _, unkept := errors.AsType[*unkeptError](err); unkept || ctx.Err() != nil {
+			_, unkept := errors.AsType[*unkeptError](err)
+			if unkept || ctx.Err() != nil || errs.KindOf(err) == errs.Timeout { // one wait is enough
 				return next
 			}
 		}
@@ -283,7 +280,7 @@ func (p *peers) peer(w *api.Holder) (*peer, error) {
 	case p.closed:
 		return nil, errStopping
 	case x != nil && x.address == w.GetAddresses().GetData():
-		if now.Before(x.avoided) {
+		if !x.doubt.Try() {
 			return nil, errAvoided
 		}
 		x.used = now
@@ -308,20 +305,14 @@ var errAvoided = errs.E(errs.Unavailable, "", "", errors.New("the worker failed 
 // says something about it, not what it answers.
 func (p *peers) judge(w *api.Holder, err error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	x, now := p.known[block.WorkerID(w.GetId())], time.Now()
-	if x == nil {
-		return
-	}
-	switch errs.KindOf(err) {
-	case errs.Unavailable, errs.Timeout, errs.Canceled:
-		if now.Before(x.avoided) {
-			return // as others noted
-		}
-		x.doubt = min(max(2*x.doubt, doubtLeast), doubtMost)
-		x.avoided = now.Add(x.doubt)
+	x := p.known[block.WorkerID(w.GetId())]
+	p.mu.Unlock()
+	switch kind := errs.KindOf(err); {
+	case x == nil, errors.Is(err, errAvoided):
+	case kind == errs.Unavailable, kind == errs.Timeout, kind == errs.Canceled:
+		x.doubt.Failed()
 	default:
-		x.doubt = 0
+		x.doubt.Answered()
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"millrace/api"
 	"millrace/block"
 	"millrace/blockio"
+	"millrace/internal/doubt"
 	"millrace/internal/errs"
 	"millrace/internal/size"
 )
@@ -144,14 +145,19 @@ func TestPeerIsGone(t *testing.T) {
 	p.other.stop()
 	p.mustRead(tk, tk.Geometry().Whole())
 	p.fetched(-1, tk.Length)
-	var x *peer
+	p.otherIsDoubted()
+}
+
+// otherIsDoubted checks that many do not ask the other worker at once.
+func (p *pair) otherIsDoubted() {
+	p.t.Helper()
 	peers := p.w.fetcher.peers
 	peers.mu.Lock()
-	x = peers.known[p.other.w.ID()]
-	avoided := x.avoided
-	peers.mu.Unlock()
-	if avoided.IsZero() {
-		t.Error("the worker is asked again at once")
+	defer peers.mu.Unlock()
+	x := peers.known[p.other.w.ID()]
+	x.doubt.Try() // perhaps the pause is over by now, and this is the one that may
+	if x.doubt.Try() {
+		p.t.Error("the worker is asked again at once")
 	}
 }
 
@@ -188,12 +194,7 @@ func TestPeerIsFrozen(t *testing.T) {
 		p.mustRead(tk, tk.Geometry().Whole())
 		p.fetched(-1, mib)
 	}
-	peers := p.w.fetcher.peers
-	peers.mu.Lock()
-	defer peers.mu.Unlock()
-	if x := peers.known[p.other.w.ID()]; x.avoided.IsZero() {
-		t.Error("the worker is asked again at once")
-	}
+	p.otherIsDoubted()
 }
 
 // TestPeerWithoutRoom: without room here the under-store serves, unkept.
@@ -320,7 +321,7 @@ func TestPeersAreBounded(t *testing.T) {
 		if _, kept := p.known["w0"]; kept || len(p.known) != maxPeers {
 			t.Errorf("%d workers are known, the oldest among them: %v", len(p.known), kept)
 		}
-		for _, seconds := range []int{1, 2, 4, 8, 16, 30, 30} {
+		for _, seconds := range []int{1, 2, 4, 8, 10, 10} {
 			pause := time.Duration(seconds) * time.Second
 			p.judge(holder(5), errs.E(errs.Timeout, "", "", nil))
 			p.judge(holder(5), errs.E(errs.Timeout, "", "", nil)) // another one that waited for it
@@ -332,10 +333,15 @@ func TestPeersAreBounded(t *testing.T) {
 			if _, err := p.peer(holder(5)); err != nil {
 				t.Errorf("after %v: %v", pause, err)
 			}
+			_, err := p.peer(holder(5))
+			p.judge(holder(5), err) // that nobody asks it says nothing about it
+			if err == nil {
+				t.Errorf("after %v many ask it at once", pause)
+			}
 		}
 		p.judge(holder(5), errs.NotCached)
 		p.judge(holder(5), errs.E(errs.Unavailable, "", "", nil))
-		time.Sleep(doubtLeast)
+		time.Sleep(doubt.Least)
 		if _, err := p.peer(holder(5)); err != nil {
 			t.Errorf("an answer does not end the doubt: %v", err)
 		}

@@ -75,7 +75,7 @@ func (t *attempt) end() {
 		t.stop = nil
 	}
 	if quiet && !t.used && t.Err() == nil {
-		t.hedge.read, t.hedge.second, t.hedge.buf = hedgedRead{}, nil, nil
+		t.hedge.read, t.hedge.rivals = hedgedRead{}, nil
 		t.parent = nil
 		t.of.pool.Put(t)
 		return

@@ -32,10 +32,11 @@ type Config struct {
 	// it; then the reader gets an error.
 	ReadRetryFor size.Duration `toml:"read_retry_for"`
 	// Owners is how many workers are tried for a block, best first, before
-	// the read waits a moment and begins again: 1 to 16.
+	// the read waits a moment and begins again with as many more: 1 to 16.
 	Owners int `toml:"owners"`
 	// HedgeShare is of which part of the reads, when their worker is slow against
-	// its own history, a second worker is asked: 0 to 1, 0 for none.
+	// its own history, a second worker is asked: 0 to 1, 0 for none. Where a worker
+	// does not answer at all, others always are.
 	HedgeShare float64 `toml:"hedge_share"`
 	// TCPConnections is how many connections a worker on another host gets,
 	// UnixConnections how many one on this host; they are pipelined. 1 to 64.

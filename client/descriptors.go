@@ -241,7 +241,7 @@ func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
 	if err != nil {
 		return err
 	}
-	owners := f.owners(m, block.Key{File: f.entry.FileID}, never)
+	owners := f.owners(m, block.Key{File: f.entry.FileID}, f.c.cfg.Owners, never)
 	for i := range owners {
 		w := &owners[i]
 		if !f.c.workers.sameHost(w) {

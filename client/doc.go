@@ -7,10 +7,12 @@
 // on a few pipelined connections for each worker, through its Unix socket
 // when it is on this host. Which worker is asked is computed from the
 // placement that a membership stream delivers: the owner of a block, or before
-// it the worker of this host, which keeps a replica, or one of those that serve a
-// hot block (hot.go). When a worker cannot answer, the next owner is asked, which
-// reads through to the under-store. One that failed is tried last for a while (doubt.go), and beside one that is slow
-// against its history (history.go) the next owner is asked too (hedge.go).
+// it the worker of this host, which keeps a replica, or one of those that serve
+// a hot block (hot.go). When a worker cannot answer, the next owner is asked,
+// which reads through to the under-store. One that failed is tried last for a
+// while, and beside one that is slow against its history (history.go) the next
+// owner is asked too, and so on (hedge.go); one that does not even say hello any
+// more holds no read for long.
 //
 // Short-circuit (descriptors.go, local.go): a worker of this host hands out
 // descriptors of files that it has cached whole. They are shared, counted and

@@ -226,7 +226,7 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 	m, _ := f.c.members.now()
 	var first, said error
 	if m != nil && !nearsEnd(t, time.Now()) {
-		if w := f.route(m, key); w != nil && !f.c.workers.doubtful(w.id) {
+		if w := f.route(m, key); w != nil && f.c.workers.worthTrying(w.id) {
 			if first = f.try(ctx, until, w, t, key, p, off, m); first == nil {
 				return nil
 			}
@@ -255,14 +255,14 @@ type route struct {
 	to    *member   // nil if nobody who is believed to answer owns it
 }
 
-// owners returns who to ask for a block, best first: its owners, and before
+// owners returns who to ask for a block, best first: its first n owners, and before
 // them the worker of this host that is to keep a file as a replica, if it is one
 // that is placed whole; of a hot block, one of those that serve it.
-func (f *File) owners(m *membership, key block.Key, doubtful func(block.WorkerID) bool) []member {
+func (f *File) owners(m *membership, key block.Key, n int, doubtful func(block.WorkerID) bool) []member {
 	unsettled := f.ticket.Load().Unsettled
 	keep := !f.entry.Spread && !unsettled && m.placement.PlacesWhole(f.entry.Size)
 	servers := m.servers(key, f.entry.Size)
-	list := m.owners(key, f.entry.Size, max(f.c.cfg.Owners, servers), doubtful, keep)
+	list := m.owners(key, f.entry.Size, max(n, servers), doubtful, keep)
 	if servers < 2 || unsettled || len(list) == 0 || list[0].replica {
 		return list
 	}
@@ -278,7 +278,7 @@ func (f *File) route(m *membership, key block.Key) *member {
 	if m.servers(key, f.entry.Size) > 1 {
 		r.until = m.hotUntil
 	}
-	if owners := f.owners(m, key, never); len(owners) > 0 && owners[0].believed() {
+	if owners := f.owners(m, key, f.c.cfg.Owners, never); len(owners) > 0 && owners[0].believed() {
 		r.to = &owners[0]
 	}
 	f.routed.Store(r)
@@ -293,13 +293,13 @@ func refused(err error, t *block.Ticket) bool {
 	return errs.KindOf(err) == errs.Permission && !t.Expiry.IsZero()
 }
 
-// readSlowly tries the owners of a block in turn until one serves it or ctx
-// ends. A ticket that is refused is renewed once, unless it just was. last is
+// readSlowly tries the owners of a block in turn, more of them each time, until
+// one serves it or ctx ends. A ticket that is refused is renewed once, unless it just was. last is
 // what an attempt before said; nil if there was none.
 func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p []byte, off int64, renewed bool, last error) error {
 	c := f.c
 	var wait pause
-	for {
+	for round := 1; ; round++ {
 		t, err := f.validTicket(ctx)
 		if err != nil {
 			return err
@@ -308,7 +308,7 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 		if err != nil {
 			return errors.Join(err, last)
 		}
-		owners := f.owners(m, key, c.workers.doubtful)
+		owners := f.owners(m, key, round*c.cfg.Owners, c.workers.doubtful)
 		if len(owners) == 0 {
 			last = errs.E(errs.Unavailable, "", "", errors.New("no worker is registered"))
 		}
@@ -383,9 +383,9 @@ func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Tic
 	a := f.c.attempts.begin(ctx, until)
 	defer a.end()
 	f.c.hedges.earn()
-	watched := f.c.cfg.HedgeShare > 0 && len(m.placement.Workers) > 1
+	watched := len(m.placement.Workers) > 1
 	if watched {
-		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off}, until)
+		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off, began: began}, until)
 	}
 	err = f.c.workers.readAt(a, x, t, p, off, m.placement.Epoch, w.replica) //nolint:contextcheck // a is made of ctx
 	if watched {

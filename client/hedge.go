@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,42 +55,56 @@ func (b *budget) spend() bool {
 	}
 }
 
+// maxRivals bounds the workers that are asked beside the first one, each of
+// which costs a buffer.
+const maxRivals = 8
+
 // hedge watches a read of one worker and, when that is slow, has the bytes
-// from another one as well, into a buffer of its own. Who is first ends the
-// other one. It is part of an attempt, so that a read that is not slow, as
-// nearly all are, costs a timer.
+// from another one as well, into a buffer of its own, and from a third one when
+// that one is slow, too. Who is first ends the others. It is part of an attempt,
+// so that a read that is not slow, as nearly all are, costs a timer.
 type hedge struct {
 	read  hedgedRead
-	began time.Time
 	until time.Time
 	delay time.Duration
 	timer *time.Timer // calls late
 
-	mu     sync.Mutex
-	over   bool          // the read has ended: nothing begins any more
-	second *attempt      // at the other worker; nil: there is none
-	done   chan struct{} // closed when second has ended
-	buf    []byte
-	err    error // of second
+	mu       sync.Mutex
+	over     bool // the read has ended: nothing begins any more
+	failed   bool // at the first worker, and the rivals are waited for
+	rivals   []*rival
+	underWay int // of the rivals
 }
 
 // hedgedRead is a read of part of a block.
 type hedgedRead struct {
-	f    *File
-	from *worker
-	t    *block.Ticket
-	key  block.Key
-	p    []byte
-	off  int64
+	f   *File
+	t   *block.Ticket
+	key block.Key
+	p   []byte
+	off int64
+
+	from  *worker
+	began time.Time
 }
 
-// watch begins to watch r, the read of t.
+// rival is the same read at another worker.
+type rival struct {
+	hedgedRead
+
+	id      block.WorkerID
+	attempt *attempt
+	done    chan struct{} // closed when it has ended
+	err     error
+}
+
+// watch begins to watch r.
 func (t *attempt) watch(r hedgedRead, until time.Time) {
 	h := &t.hedge
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.read, h.began, h.until, h.delay = r, time.Now(), until, r.from.history.slowAt(len(r.p))
-	h.over = false
+	h.read, h.until, h.delay = r, until, r.from.history.slowAt(len(r.p))
+	h.over, h.failed = false, false
 	if h.timer == nil {
 		h.timer = time.AfterFunc(h.delay, t.late)
 	} else {
@@ -97,100 +112,158 @@ func (t *attempt) watch(r hedgedRead, until time.Time) {
 	}
 }
 
-// late is called when the read has not ended in time.
+// late is called when those who were asked have not answered in time.
 func (t *attempt) late() {
 	h := &t.hedge
 	h.mu.Lock()
-	if h.over || h.second != nil {
+	if h.over {
 		h.mu.Unlock()
 		return
 	}
-	r := h.read
-	to, epoch := r.f.second(r.key, r.from.id)
-	if to == nil || !r.f.worthHedging(r.from) {
-		h.delay = min(2*h.delay, time.Second) // its worker may be in doubt by then
+	c := h.read.f.c
+	to, epoch := h.next()
+	if to == nil {
+		c.probe(h.last())
+		h.delay = min(2*h.delay, probeFor/2) // one of them may be in doubt by then
 		h.timer.Reset(h.delay)
 		h.mu.Unlock()
 		return
 	}
-	r.f.c.hedgesBegun.Add(1)
-	second := r.f.c.attempts.begin(t.parent, h.until)
-	h.second, h.done, h.buf = second, make(chan struct{}), make([]byte, len(r.p))
+	c.hedgesBegun.Add(1)
+	r := &rival{hedgedRead: h.read, id: to.id, attempt: c.attempts.begin(t.parent, h.until), done: make(chan struct{})}
+	r.p, r.began = make([]byte, len(h.read.p)), time.Now()
+	h.rivals = append(h.rivals, r)
+	h.underWay++
+	h.delay = slowUnknown
+	if x := c.workers.find(to.id); x != nil {
+		h.delay = x.history.slowAt(len(r.p))
+	}
+	h.timer.Reset(h.delay)
 	h.mu.Unlock()
 
-	x, err := r.f.c.workers.get(to)
-	if err == nil {
-		err = r.f.c.workers.readAt(second, x, r.t, h.buf, r.off, epoch, to.replica)
+	if r.from, r.err = c.workers.get(to); r.err == nil {
+		r.err = c.workers.readAt(r.attempt, r.from, r.t, r.p, r.off, epoch, to.replica)
 	}
-	if h.err = err; err == nil {
+	h.mu.Lock()
+	h.underWay--
+	switch {
+	case r.err == nil, h.failed && h.underWay == 0:
 		t.cancel(errOutrun)
+	case !h.over:
+		h.timer.Reset(0) // nobody waits for it any more
 	}
-	close(h.done)
+	h.mu.Unlock()
+	close(r.done)
 }
 
-// settle ends the watch over a read that ended with err, and returns how both
-// ended: nil if p is filled.
+// next returns whom to ask beside those who were asked; nil if nobody is likely
+// to do better. Where the last one is not expected to answer, the budget does
+// not matter; where one is silent, neither does what is known of the others, nor
+// how many of them are tried for a block. The lock is held.
+func (h *hedge) next() (*member, uint64) {
+	c := h.read.f.c
+	m, _ := c.members.now()
+	if m == nil || len(h.rivals) == maxRivals {
+		return nil, 0
+	}
+	n, silent := c.cfg.Owners, c.workers.silent(h.read.from.id)
+	for _, r := range h.rivals {
+		silent = silent || c.workers.silent(r.id)
+	}
+	if silent {
+		n += 1 + len(h.rivals)
+	}
+	owners := h.read.f.owners(m, h.read.key, n, c.workers.doubtful)
+	i := slices.IndexFunc(owners, func(w member) bool { return !h.asked(w.id) })
+	if i == 1 && len(owners) > 2 && owners[0].replica && c.expected(m, owners[2].id) {
+		i = 2 // who keeps a replica may wait for the owner
+	}
+	if i >= 0 && (silent || c.expected(m, owners[i].id) && (!c.expected(m, h.last()) || c.hedges.spend())) {
+		return &owners[i], m.placement.Epoch
+	}
+	return nil, 0
+}
+
+// last returns who was asked last.
+func (h *hedge) last() block.WorkerID {
+	if n := len(h.rivals); n > 0 {
+		return h.rivals[n-1].id
+	}
+	return h.read.from.id
+}
+
+func (h *hedge) asked(id block.WorkerID) bool {
+	return h.read.from.id == id || slices.ContainsFunc(h.rivals, func(r *rival) bool { return r.id == id })
+}
+
+// expected reports whether a worker is expected to answer: the masters say that
+// it is there, and it did not fail a moment ago.
+func (c *Client) expected(m *membership, id block.WorkerID) bool {
+	w, ok := m.members[id]
+	return ok && w.believed() && !c.workers.doubtful(id)
+}
+
+// probe finds out whether a worker is there, unless that was done a moment ago.
+func (c *Client) probe(id block.WorkerID) {
+	x, now := c.workers.find(id), time.Now().UnixNano()
+	if x == nil {
+		return
+	}
+	last := x.probed.Load()
+	if now-last < int64(probeFor) || !x.probed.CompareAndSwap(last, now) {
+		return
+	}
+	if !c.background(func(ctx context.Context) { c.workers.probe(ctx, x) }) {
+		x.probed.Store(last)
+	}
+}
+
+// settle ends the watch over a read that ended with err, and returns how all of
+// it ended: nil if p is filled.
 func (t *attempt) settle(err error) error {
 	h := &t.hedge
 	h.mu.Lock()
+	if err != nil && h.underWay > 0 {
+		h.failed = true
+		h.mu.Unlock()
+		<-t.Done() // somebody has the bytes, nobody will, or the time is over
+		h.mu.Lock()
+	}
 	h.over = true
 	if !h.timer.Stop() {
 		t.used = true // late may come yet
 	}
-	second, r := h.second, h.read
+	first, rivals := h.read, h.rivals
 	h.mu.Unlock()
-	if second == nil {
+	var won *rival
+	for _, r := range rivals {
+		r.attempt.cancel(context.Canceled)
+	}
+	for _, r := range rivals {
+		<-r.done
+		r.attempt.end()
+		if won == nil && r.err == nil {
+			won = r
+		}
+	}
+	if err == nil || won == nil {
 		return err
 	}
-	if err == nil {
-		second.cancel(context.Canceled)
+	copy(first.p, won.p)
+	if errors.Is(err, context.Canceled) {
+		first.lost()
 	}
-	<-h.done
-	second.end()
-	if err != nil && h.err == nil {
-		copy(r.p, h.buf)
-		if errors.Is(t.Err(), errOutrun) {
-			r.from.doubt.outrun()
-			r.from.history.note(len(r.p), time.Since(h.began))
+	for _, r := range rivals[:slices.Index(rivals, won)] {
+		if errors.Is(r.err, context.Canceled) {
+			r.lost()
 		}
-		r.f.c.hedgesWon.Add(1)
-		err = nil
 	}
-	return err
+	first.f.c.hedgesWon.Add(1)
+	return nil
 }
 
-// second returns who to ask for a block beside one who is slow; nil if nobody
-// is likely to do better. One who keeps a replica may wait for the owner, so
-// that the next in line is a better choice than that.
-func (f *File) second(key block.Key, slow block.WorkerID) (best *member, epoch uint64) {
-	m, _ := f.c.members.now()
-	if m == nil {
-		return nil, 0
-	}
-	owners := f.owners(m, key, f.c.workers.doubtful)
-	waits := len(owners) > 0 && owners[0].replica && owners[0].id == slow
-	for i := range owners {
-		w := &owners[i]
-		if w.id == slow || !w.believed() || f.c.workers.doubtful(w.id) {
-			continue
-		}
-		if best = w; !waits || i > 1 {
-			break
-		}
-	}
-	return best, m.placement.Epoch
-}
-
-// worthHedging reports whether a second worker may be asked. Where the first
-// one seems to be gone, that is not a matter of the budget.
-func (f *File) worthHedging(from *worker) bool {
-	if from.doubt.now() {
-		return true
-	}
-	if m, _ := f.c.members.now(); m != nil {
-		if w, ok := m.members[from.id]; !ok || !w.believed() {
-			return true
-		}
-	}
-	return f.c.hedges.spend()
+// lost notes that a worker that was asked later answered sooner.
+func (r *hedgedRead) lost() {
+	r.from.doubt.Outrun()
+	r.from.history.note(len(r.p), time.Since(r.began))
 }

@@ -8,11 +8,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"millrace/block"
 	"millrace/blockio"
+	"millrace/internal/doubt"
 	"millrace/internal/errs"
 )
 
@@ -20,6 +20,7 @@ import (
 type stuck struct {
 	began, ended atomic.Int64
 	release      chan struct{} // closed: it answers
+	fail         error         // its answer, if it is set
 }
 
 type stuckFile struct {
@@ -38,6 +39,9 @@ func (f *stuckFile) Read(ctx context.Context, req blockio.ReadRequest, r blockio
 	case <-f.s.release:
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if f.s.fail != nil {
+		return f.s.fail
 	}
 	p := make([]byte, req.Extent.Length)
 	fill(p, f.t.FileID, req.Extent.Offset)
@@ -66,21 +70,21 @@ func TestSlowReadsAreHedged(t *testing.T) {
 	s, other, cl, ticket := stuckCluster(t)
 	f := open(t, cl, "/x")
 	want := bytesOf(ticket)
-	for i := range lostInARow {
+	for i := range doubt.LostInARow {
 		check(t, f, want, int64(i), 1<<20-int64(i))
 		if n := other.reads.Load(); int(n) != i+1 {
 			t.Fatalf("%d reads of the other worker, want %d", n, i+1)
 		}
 	}
-	if b, w := cl.hedgesBegun.Load(), cl.hedgesWon.Load(); b != lostInARow || w != lostInARow {
-		t.Errorf("%d hedges begun, %d won, want %d", b, w, lostInARow)
+	if b, w := cl.hedgesBegun.Load(), cl.hedgesWon.Load(); b != doubt.LostInARow || w != doubt.LostInARow {
+		t.Errorf("%d hedges begun, %d won, want %d", b, w, doubt.LostInARow)
 	}
-	for s.ended.Load() != lostInARow {
+	for s.ended.Load() != doubt.LostInARow {
 		time.Sleep(time.Millisecond) // for the slow worker to hear that nobody waits
 	}
 	check(t, f, want, 0, 1<<20)
-	if n := s.began.Load(); n != lostInARow {
-		t.Errorf("%d reads of the slow worker, want %d", n, lostInARow)
+	if n := s.began.Load(); n != doubt.LostInARow {
+		t.Errorf("%d reads of the slow worker, want %d", n, doubt.LostInARow)
 	}
 }
 
@@ -111,7 +115,7 @@ func TestHedgesNeedABudget(t *testing.T) {
 	if n := other.reads.Load(); n != 0 {
 		t.Errorf("%d hedges without a budget", n)
 	}
-	x().doubt.failed()
+	x().doubt.Failed()
 	g.Wait() // its worker is in doubt: the other one is asked all the same
 	if n := other.reads.Load(); n != 1 {
 		t.Errorf("%d reads of the other worker, want 1", n)
@@ -152,6 +156,81 @@ func TestHedgeThatFails(t *testing.T) {
 	})
 	f := open(t, cl, "/x")
 	check(t, f, bytesOf(ticket), 0, 1<<20)
+}
+
+// TestSecondIsSlowToo: the third worker is asked, and both slow ones are told to
+// stop.
+func TestSecondIsSlowToo(t *testing.T) {
+	c := newCluster(t, 4)
+	ticket := c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	s := &stuck{release: make(chan struct{})}
+	for n := range 2 {
+		i := c.owner(ticket, 0, n)
+		w := &fakeWorker{id: c.workers[i].id, handler: s}
+		w.serve(t, "", "")
+		c.workers[i] = w
+	}
+	third := c.workers[c.owner(ticket, 0, 2)]
+	c.announce()
+	cl := c.dial(t)
+	f := open(t, cl, "/x")
+	for range doubt.LostInARow {
+		check(t, f, bytesOf(ticket), 0, 1<<20)
+	}
+	for s.ended.Load() != 2*doubt.LostInARow {
+		time.Sleep(time.Millisecond) // for the slow workers to hear that nobody waits
+	}
+	check(t, f, bytesOf(ticket), 0, 1<<20)
+	if n := s.began.Load(); n != 2*doubt.LostInARow {
+		t.Errorf("%d reads of the slow workers, want %d", n, 2*doubt.LostInARow)
+	}
+	if b, w, n := cl.hedgesBegun.Load(), cl.hedgesWon.Load(), third.reads.Load(); b != 2*w || w != doubt.LostInARow || n != w+1 {
+		t.Errorf("%d hedges begun, %d won, %d reads of the third worker", b, w, n)
+	}
+}
+
+// TestSilentWorkersAreLeft: whom nothing is heard of any more does not hold a
+// read, whatever the budget and however many workers are tried for a block.
+func TestSilentWorkersAreLeft(t *testing.T) {
+	c := newCluster(t, 5)
+	ticket := c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	const silent = 3
+	for n := range silent {
+		i := c.owner(ticket, 0, n)
+		c.workers[i] = &fakeWorker{id: c.workers[i].id, tcp: blackHole(t)}
+	}
+	c.announce()
+	cl := c.dial(t, func(cfg *Config) { cfg.Owners, cfg.HedgeShare = 2, 0 })
+	f := open(t, cl, "/x")
+	check(t, f, bytesOf(ticket), 0, 1<<20)
+	if b, w := cl.hedgesBegun.Load(), cl.hedgesWon.Load(); b != silent || w != 1 {
+		t.Errorf("%d hedges begun, %d won, want %d and 1", b, w, silent)
+	}
+}
+
+// TestFirstFailsWhileOthersAreAsked: the read goes on at them.
+func TestFirstFailsWhileOthersAreAsked(t *testing.T) {
+	s, other, cl, ticket := stuckCluster(t)
+	began, hold := make(chan struct{}), make(chan struct{})
+	other.failWith(func(*block.Ticket, block.Extent) error {
+		close(began)
+		<-hold
+		return nil
+	})
+	s.fail = errs.E(errs.Unavailable, "", "", nil)
+	go func() {
+		<-began
+		close(s.release)
+		for s.ended.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		close(hold)
+	}()
+	f := open(t, cl, "/x")
+	check(t, f, bytesOf(ticket), 0, 1<<20)
+	if b, w := cl.hedgesBegun.Load(), cl.hedgesWon.Load(); b != 1 || w != 1 {
+		t.Errorf("%d hedges begun, %d won", b, w)
+	}
 }
 
 func TestBudget(t *testing.T) {
@@ -231,46 +310,6 @@ func TestHistoryRanges(t *testing.T) {
 			t.Errorf("%v is in range %d", d, i)
 		}
 	}
-}
-
-func TestDoubt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var d doubt
-		if d.now() {
-			t.Error("doubt of a worker that nobody asked")
-		}
-		for _, seconds := range []int{1, 2, 4, 8, 10, 10} {
-			pause := time.Duration(seconds) * time.Second
-			d.failed()
-			d.failed() // another request that was under way
-			time.Sleep(pause - time.Nanosecond)
-			if !d.now() {
-				t.Errorf("no doubt before %v are over", pause)
-			}
-			time.Sleep(time.Nanosecond)
-			if d.now() {
-				t.Errorf("doubt after %v", pause)
-			}
-		}
-		d.outrun() // a worker that failed before has one try
-		if !d.now() {
-			t.Error("no doubt of a worker that failed and was outrun")
-		}
-		d.answered()
-		for i := range lostInARow {
-			if d.now() {
-				t.Errorf("doubt after it was outrun %d times", i)
-			}
-			d.outrun()
-		}
-		if !d.now() {
-			t.Error("no doubt of a worker that was outrun again and again")
-		}
-		time.Sleep(doubtLeast)
-		if d.now() {
-			t.Error("an answer does not shorten the next doubt")
-		}
-	})
 }
 
 // TestWatchedReadAllocatesNothing: a read that is not slow costs a timer that

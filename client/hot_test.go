@@ -153,12 +153,16 @@ func TestWhoIsAskedBesideAReplica(t *testing.T) {
 	m.find(func(w *member) bool { return w.id == order[4] })
 	cfg := DefaultConfig()
 	f := &File{
-		c:     &Client{cfg: cfg, workers: newWorkers(&cfg, "", slog.New(slog.DiscardHandler)), members: &members{cur: m}},
+		c: &Client{
+			cfg: cfg, workers: newWorkers(&cfg, "", slog.New(slog.DiscardHandler)),
+			members: &members{cur: m}, hedges: newBudget(cfg.HedgeShare),
+		},
 		entry: &Entry{FileID: key.File, Size: 100},
 	}
 	f.ticket.Store(&block.Ticket{})
 	second := func(slow int) int {
-		w, _ := f.second(key, order[slow])
+		h := hedge{read: hedgedRead{f: f, key: key, from: &worker{member: member{id: order[slow]}}}}
+		w, _ := h.next()
 		if w == nil {
 			return -1
 		}

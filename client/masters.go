@@ -25,8 +25,9 @@ const (
 	maxHops = 4
 	// maxMasters bounds the addresses that are remembered.
 	maxMasters = 32
-	// maxLeaderPause bounds the wait between two attempts to find a leader: an
-	// election takes a second or two.
+	// maxLeaderPause bounds the wait between two attempts to find a leader, and
+	// how long the masters have to say who leads: an election takes a second or
+	// two.
 	maxLeaderPause = 200 * time.Millisecond
 )
 
@@ -39,9 +40,10 @@ type masters struct {
 
 	mu     sync.Mutex
 	conns  map[string]*grpc.ClientConn
-	addrs  []string // configured first, then those that were named
-	next   int      // of addrs, to be tried when no leader is known
-	leader string   // who answered last, or was named
+	addrs  []string      // configured first, then those that were named
+	next   int           // of addrs, to be tried when no leader is known
+	leader string        // who answered last, or was named
+	search chan struct{} // closed when the search for the leader that is under way has ended
 	closed bool
 }
 
@@ -112,7 +114,9 @@ func (m *masters) answered(addr string) {
 func (m *masters) failed(addr string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.leader = ""
+	if m.leader == addr {
+		m.leader = ""
+	}
 	if i := slices.Index(m.addrs, addr); i >= 0 && i == m.next%len(m.addrs) {
 		m.next = i + 1
 	}
@@ -216,5 +220,6 @@ func (m *masters) retry(ctx context.Context, how repeatable, f func(context.Cont
 			}
 			return errs.E(errs.Unavailable, "", "", fmt.Errorf("no master could answer within %v; %s said: %w", m.cfg.RetryFor, addr, err))
 		}
+		m.find(budget)
 	}
 }

@@ -185,10 +185,18 @@ func (m *members) run(ctx context.Context) {
 	}
 }
 
-// follow reads one stream to its end. told says whether it brought anything.
+// follow reads one stream to its end, which is also that of a master that has
+// fallen silent: it may have been cut off with workers that it believes in. told
+// says whether it brought anything.
 func (m *members) follow(ctx context.Context, cc *grpc.ClientConn) (told bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
+	var g sync.WaitGroup
+	defer g.Wait()
 	defer cancel()
+	g.Go(func() {
+		m.masters.untilSilent(ctx, cc)
+		cancel()
+	})
 	stream, err := api.NewClusterServiceClient(cc).Watch(ctx, &api.WatchRequest{})
 	if err != nil {
 		return false, err

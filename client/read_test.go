@@ -167,6 +167,17 @@ func TestNextOwner(t *testing.T) {
 	}
 }
 
+// TestMoreOwnersAreTried: a read does not stay with owners that fail.
+func TestMoreOwnersAreTried(t *testing.T) {
+	c := newCluster(t, 4)
+	ticket := c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	for n := range 3 {
+		c.stops[c.owner(ticket, 0, n)]()
+	}
+	f := open(t, c.dial(t, func(cfg *Config) { cfg.Owners = 1 }), "/x")
+	check(t, f, bytesOf(ticket), 0, 1<<20)
+}
+
 func TestOrderOfOwners(t *testing.T) {
 	m := membershipOf(&api.Membership{Placement: &api.Placement{Workers: []*api.PlacedWorker{
 		{Id: "a", Weight: 1}, {Id: "b", Weight: 1}, {Id: "c", Weight: 1}, {Id: "d", Weight: 1}, {Id: "unknown", Weight: 1},

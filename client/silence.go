@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"millrace/api"
 	"millrace/internal/errs"
 	"millrace/internal/rpcerr"
+	"millrace/internal/wait"
 )
 
 // attempt runs f against one master. An attempt that takes long is looked
@@ -44,32 +46,72 @@ func (m *masters) attempt(ctx, budget context.Context, how repeatable, addr stri
 // watch asks who leads until ctx ends, and returns why the attempt at addr is
 // to be given up.
 func (m *masters) watch(ctx, budget context.Context, how repeatable, addr string) error {
-	for {
-		leader, alive := m.look(ctx, addr)
+	for silent := time.Now(); ; {
+		leads, named, alive := m.look(ctx, addr)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // the attempt is over
 		}
+		leader, pause := cmp.Or(leads, named), maxLeaderPause
+		if alive {
+			silent, pause = time.Now(), m.cfg.MasterSilence.Std() // it works on it
+		}
+		moved := leader != "" && leader != addr
 		switch {
-		case leader != "" && leader != addr && how == always:
+		case moved && how == always:
 			return &rpcerr.NotLeader{Leader: leader}
-		case leader != "" && leader != addr, !alive && budget.Err() != nil:
+		case moved, budget.Err() != nil && time.Since(silent) >= m.cfg.MasterSilence.Std():
 			return errs.E(errs.Unavailable, "", "", fmt.Errorf("master %s has not answered for %v", addr, m.cfg.MasterSilence))
 		}
-		t := time.NewTimer(m.cfg.MasterSilence.Std())
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return nil
+		if wait.For(ctx, min(pause, m.cfg.MasterSilence.Std())) != nil {
+			return nil //nolint:nilerr // the attempt is over
 		}
 	}
 }
 
-// look asks all masters who leads. It returns the address of one that says so
-// of itself, or else of one that another names; and whether the master at addr
-// answered.
-func (m *masters) look(ctx context.Context, addr string) (leader string, alive bool) {
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.MasterSilence.Std())
+// untilSilent returns when the master at cc does not say any more that it is
+// there, or ctx ends.
+func (m *masters) untilSilent(ctx context.Context, cc *grpc.ClientConn) {
+	silence := m.cfg.MasterSilence.Std()
+	for wait.For(ctx, 2*silence) == nil {
+		within, cancel := context.WithTimeout(ctx, silence)
+		_, err := api.NewGroupServiceClient(cc).Leader(within, &api.LeaderRequest{})
+		cancel()
+		if err != nil && !errors.Is(err, errs.Unsupported) {
+			return
+		}
+	}
+}
+
+// find asks all masters who leads and remembers one that says so of itself.
+// Those who come while that is under way wait for its end.
+func (m *masters) find(ctx context.Context) {
+	m.mu.Lock()
+	if search := m.search; search != nil {
+		m.mu.Unlock()
+		select {
+		case <-search:
+		case <-ctx.Done():
+		}
+		return
+	}
+	search := make(chan struct{})
+	m.search = search
+	m.mu.Unlock()
+	// Whom others name may be the one that has just died.
+	if leads, _, _ := m.look(ctx, ""); leads != "" {
+		m.answered(leads)
+	}
+	m.mu.Lock()
+	m.search = nil
+	m.mu.Unlock()
+	close(search)
+}
+
+// look asks all masters who leads, for a moment. It returns the address of one
+// that says so of itself, and of one, not that at addr, that another names;
+// alive says whether the one at addr answered.
+func (m *masters) look(ctx context.Context, addr string) (leads, named string, alive bool) {
+	ctx, cancel := context.WithTimeout(ctx, min(maxLeaderPause, m.cfg.MasterSilence.Std()))
 	defer cancel()
 	m.mu.Lock()
 	conns := map[string]*grpc.ClientConn{}
@@ -80,7 +122,6 @@ func (m *masters) look(ctx context.Context, addr string) (leader string, alive b
 	}
 	m.mu.Unlock()
 	var mu sync.Mutex
-	var named string
 	var wg sync.WaitGroup
 	for a, cc := range conns {
 		wg.Go(func() {
@@ -92,7 +133,7 @@ func (m *masters) look(ctx context.Context, addr string) (leader string, alive b
 				// One that does not know the question answers, too.
 				alive = alive || a == addr && errors.Is(err, errs.Unsupported)
 			case reply.GetLeads():
-				leader, alive = a, alive || a == addr
+				leads, alive = a, alive || a == addr
 				if a != addr {
 					cancel() // that will do; the others may be silent, too
 				}
@@ -105,8 +146,5 @@ func (m *masters) look(ctx context.Context, addr string) (leader string, alive b
 		})
 	}
 	wg.Wait()
-	if leader == "" {
-		leader = named
-	}
-	return leader, alive
+	return leads, named, alive
 }

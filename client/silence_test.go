@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"millrace/api"
 	"millrace/internal/errs"
 	"millrace/internal/size"
 )
@@ -113,7 +114,10 @@ func TestWaitsForASlowLeader(t *testing.T) {
 	other.serve(t, "127.0.0.1:0")
 	slow.addFile("/x", "1", 5, 1<<20, time.Time{})
 	other.set(func() { other.leader = slow.addr })
-	c := dial(t, []string{slow.addr, other.addr}, quick, func(c *Config) { c.RetryFor = size.Duration(50 * time.Millisecond) })
+	c := dial(t, []string{slow.addr, other.addr}, func(c *Config) {
+		// It has the silence's time to say that it is there, on a busy machine too.
+		c.MasterSilence, c.RetryFor = size.Duration(500*time.Millisecond), size.Duration(50*time.Millisecond)
+	})
 	release := make(chan struct{})
 	slow.set(func() { slow.slow = release })
 	done := make(chan error, 1)
@@ -121,7 +125,7 @@ func TestWaitsForASlowLeader(t *testing.T) {
 	select {
 	case err := <-done:
 		t.Fatalf("the call ended: %v", err)
-	case <-time.After(10 * c.cfg.MasterSilence.Std()):
+	case <-time.After(4 * c.cfg.MasterSilence.Std()):
 	}
 	close(release)
 	if err := <-done; err != nil {
@@ -145,5 +149,54 @@ func TestFreeIsNotRepeated(t *testing.T) {
 	}
 	if n := next.calls.Load(); n != 0 {
 		t.Errorf("%d calls at the next leader", n)
+	}
+}
+
+// TestMembershipLeavesASilentMaster: who is there is heard from another one,
+// though the stream from the first one is still open.
+func TestMembershipLeavesASilentMaster(t *testing.T) {
+	old, next := newFakeMaster(), newFakeMaster()
+	old.serve(t, "127.0.0.1:0")
+	next.serve(t, "127.0.0.1:0")
+	next.tell(func(m *api.Membership) { m.Workers = []*api.WorkerInfo{{Id: "w", State: "lost"}} })
+	c := dial(t, []string{old.addr, next.addr}, quick)
+	first, news, err := c.members.wait(t.Context())
+	if err != nil || len(first.members) != 0 {
+		t.Fatalf("%d workers, %v", len(first.members), err)
+	}
+	freeze(t, old)
+	<-news
+	if now, _ := c.members.now(); now.members["w"].state != "lost" {
+		t.Errorf("members %v", now.members)
+	}
+}
+
+// TestFindsTheLeader: who leads is found by asking all, whatever the others say
+// of it, and those who look for it at the same time ask once.
+func TestFindsTheLeader(t *testing.T) {
+	var all []*fakeMaster
+	var addrs []string
+	for range 3 {
+		m := newFakeMaster()
+		m.serve(t, "127.0.0.1:0")
+		all, addrs = append(all, m), append(addrs, m.addr)
+	}
+	addrs = append(addrs, blackHole(t))
+	gone := blackHole(t)
+	all[0].set(func() { all[0].leader = gone })
+	all[1].set(func() { all[1].notLeading = true })
+	all[2].set(func() { all[2].notLeading = true })
+	c := dial(t, addrs)
+	c.masters.find(t.Context())
+	if c.masters.leader != "" {
+		t.Errorf("%s leads, and nobody does", c.masters.leader)
+	}
+	all[2].set(func() { all[2].notLeading = false })
+	for c.masters.leader != all[2].addr { // the search is short, and the machine may be busy
+		c.masters.find(t.Context())
+	}
+	c.masters.failed(all[1].addr)
+	if c.masters.leader != all[2].addr {
+		t.Error("the leader is forgotten for the failure of another one")
 	}
 }

@@ -13,10 +13,14 @@ import (
 
 	"millrace/block"
 	"millrace/blockio"
+	"millrace/internal/doubt"
 	"millrace/internal/errs"
 )
 
 const (
+	// probeFor is how long a worker that is slow may take to say hello, and how
+	// often it is asked for it.
+	probeFor = time.Second
 	// redialAfter keeps readers from dialing a dead worker one by one.
 	redialAfter = 100 * time.Millisecond
 	// idleTicketBytes bounds the tickets of idle handles on a connection.
@@ -49,8 +53,10 @@ type worker struct {
 	slots []*slot
 	next  atomic.Uint32
 
-	doubt   doubt
+	doubt   doubt.Doubt
 	history history
+	probed  atomic.Int64 // when it was probed last, in Unix ns
+	mute    atomic.Bool  // it did not say hello then, and has answered nothing since
 }
 
 // get returns the worker that m describes.
@@ -126,15 +132,46 @@ func (w *workers) close() {
 	}
 }
 
+// find returns a worker that was asked before; nil if it was not.
+func (w *workers) find(id block.WorkerID) *worker {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.byID[id]
+}
+
 // doubtful reports whether a request to the worker failed a moment ago.
 func (w *workers) doubtful(id block.WorkerID) bool {
-	w.mu.Lock()
-	x := w.byID[id]
-	w.mu.Unlock()
-	if x == nil {
-		return false
+	x := w.find(id)
+	return x != nil && x.doubt.Now()
+}
+
+// silent reports whether the worker did not even say hello when it was last
+// probed, nor has answered since.
+func (w *workers) silent(id block.WorkerID) bool {
+	x := w.find(id)
+	return x != nil && x.mute.Load()
+}
+
+// worthTrying reports whether a read is to go to the worker first.
+func (w *workers) worthTrying(id block.WorkerID) bool {
+	x := w.find(id)
+	return x == nil || x.doubt.Try()
+}
+
+// probe finds out whether a worker is there at all, by a connection of its own:
+// one that does not even say hello will not answer what it was asked.
+func (w *workers) probe(ctx context.Context, x *worker) {
+	within, cancel := context.WithTimeout(ctx, probeFor)
+	defer cancel()
+	c, err := w.dial(within, &x.member)
+	switch {
+	case err == nil:
+		_ = c.Close() // it waits for its goroutine
+		x.mute.Store(false)
+	case ctx.Err() == nil:
+		x.mute.Store(true)
+		x.doubt.Failed()
 	}
-	return x.doubt.now()
 }
 
 func (w *worker) close() {
@@ -162,9 +199,12 @@ func (w *workers) readAt(ctx context.Context, x *worker, t *block.Ticket, p []by
 func (w *worker) judge(ctx context.Context, err error) {
 	switch {
 	case err == nil:
-		w.doubt.answered()
+		w.doubt.Answered()
+		if w.mute.Load() {
+			w.mute.Store(false)
+		}
 	case failover(err) && ctx.Err() == nil || errs.KindOf(err) == errs.Timeout:
-		w.doubt.failed()
+		w.doubt.Failed()
 	}
 }
 
@@ -201,9 +241,7 @@ func (w *workers) touch(ctx context.Context, id block.WorkerID, touches []blocki
 
 // first returns the first connection to a worker, if it is still there.
 func (w *workers) first(ctx context.Context, id block.WorkerID) (*dataConn, error) {
-	w.mu.Lock()
-	x := w.byID[id]
-	w.mu.Unlock()
+	x := w.find(id)
 	if x == nil {
 		return nil, errs.E(errs.Unavailable, "", "", errors.New("it has left"))
 	}
