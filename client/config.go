@@ -38,9 +38,11 @@ type Config struct {
 	// its own history, a second worker is asked: 0 to 1, 0 for none. Where a worker
 	// does not answer at all, others always are.
 	HedgeShare float64 `toml:"hedge_share"`
-	// TCPConnections is how many connections a worker on another host gets,
-	// UnixConnections how many one on this host; they are pipelined. 1 to 64.
-	TCPConnections  int `toml:"tcp_connections"`
+	// TCPConnections is how many connections a worker on another host gets;
+	// they are pipelined. 1 to 64.
+	TCPConnections int `toml:"tcp_connections"`
+	// UnixConnections is how many connections a worker on this host gets: 1 to
+	// 64.
 	UnixConnections int `toml:"unix_connections"`
 	// ReadParallel bounds the pieces of one large read that are under way at
 	// once: 1 to 64.

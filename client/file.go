@@ -391,7 +391,7 @@ func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Tic
 	if watched {
 		err = a.settle(err)
 	}
-	if err != nil && a.Err() != nil && ctx.Err() == nil && errs.KindOf(err) == errs.Timeout {
+	if err != nil && a.Err() != nil && !time.Now().Before(until) && errs.KindOf(err) == errs.Timeout {
 		return errs.E(errs.Timeout, "", "", fmt.Errorf("no answer within %v: %w", until.Sub(began).Round(time.Millisecond), err)).
 			WithHint("is the under-store slow, or out of the worker's reach?")
 	}

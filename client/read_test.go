@@ -10,6 +10,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -328,6 +329,27 @@ func TestGoneVersionIsLookedAt(t *testing.T) {
 	defer c.master.mu.Unlock()
 	if diff := cmp.Diff([]string{"/x"}, c.master.looks); diff != "" {
 		t.Errorf("paths looked at (-want +got):\n%s", diff)
+	}
+}
+
+// A worker that does not answer is named, also where the time of the attempt
+// ends with that of the read.
+func TestSilentWorkerIsNamed(t *testing.T) {
+	c := newCluster(t, 1)
+	c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	f := open(t, c.dial(t), "/x")
+	silent := make(chan struct{})
+	defer close(silent)
+	c.workers[0].failWith(func(*block.Ticket, block.Extent) error {
+		<-silent
+		return errs.Unavailable
+	})
+	until := time.Now().Add(50 * time.Millisecond)
+	ctx, cancel := context.WithDeadline(t.Context(), until)
+	defer cancel()
+	err := f.readSlowly(ctx, until, block.Key{File: f.entry.FileID}, make([]byte, 10), 0, false, nil)
+	if !errors.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "no answer within") || !strings.Contains(err.Error(), string(c.workers[0].id)) {
+		t.Error(err)
 	}
 }
 

@@ -297,8 +297,13 @@ func (m *Mount) unmount(ctx context.Context, point string, e mountEntry, stop co
 	patient, cancel := context.WithTimeout(ctx, m.cfg.UnmountTimeout.Std())
 	defer cancel()
 	err := unmountWhenIdle(patient, point)
-	if err == nil || errors.Is(err, unix.EINVAL) { // EINVAL: somebody else was faster
-		return m.await(ctx, served)
+	gone := err == nil || errors.Is(err, unix.EINVAL) // EINVAL: somebody else was faster
+	if gone {
+		// A copy of the mount in another mount namespace, such as that of a
+		// container that was started meanwhile, keeps the connection.
+		if err = m.await(ctx, served); err == nil {
+			return nil
+		}
 	}
 	m.log.LogAttrs(ctx, slog.LevelWarn, "programs still use the mount; they are cut off",
 		slog.String("mount_point", point), slog.Any("error", err))
@@ -307,7 +312,7 @@ func (m *Mount) unmount(ctx context.Context, point string, e mountEntry, stop co
 		m.log.LogAttrs(ctx, slog.LevelDebug, "abort the connection", slog.Any("error", err))
 	}
 	// MNT_FORCE aborts the connection, MNT_DETACH takes it out of sight.
-	if unix.Unmount(point, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) != nil {
+	if !gone && unix.Unmount(point, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) != nil {
 		if err := detach(ctx, point); err != nil && !errors.Is(err, unix.EINVAL) {
 			return err
 		}
@@ -323,6 +328,6 @@ func (m *Mount) await(ctx context.Context, served <-chan struct{}) error {
 	case <-served:
 		return nil
 	case <-ctx.Done():
-		return errs.E(errs.Busy, "", "", errors.New("unmounted, but programs keep files open; they are cut off when this process ends"))
+		return errs.E(errs.Busy, "", "", errors.New("unmounted, but programs keep files open, or another mount namespace has a copy of the mount; they are cut off when this process ends"))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -516,6 +517,37 @@ func TestUnmountCutsOffWhoeverHoldsOn(t *testing.T) {
 	}
 	if _, err := f.ReadAt(make([]byte, 10), 4<<20); err == nil {
 		t.Error("a descriptor of a mount that is gone reads on")
+	}
+}
+
+// TestUnmountInOtherNamespaces: a program in another mount namespace, which has
+// a copy of every mount, does not keep a mount from its end.
+func TestUnmountInOtherNamespaces(t *testing.T) {
+	c := newFake(time.Hour)
+	c.put("/x", 10, "v1")
+	m := start(t, c, "", func(c *Config) { c.UnmountTimeout = 0 })
+	other := exec.CommandContext(t.Context(), "cat")
+	other.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	in, err := other.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Skip("SKIPPED, NOT TESTED: no mount namespace can be had here: ", err)
+	}
+	copied := filepath.Join("/proc", strconv.Itoa(other.Process.Pid), "root", m.dir, "x")
+	if _, err := os.Stat(copied); err != nil {
+		t.Error("the other namespace has no copy of the mount: ", err)
+	}
+	m.stop()
+	if err := m.wait(t); err != nil || isMounted(t, m.dir) {
+		t.Error("the mount does not end: ", err)
+	}
+	if _, err := os.ReadFile(copied); !errors.Is(err, unix.ENOTCONN) {
+		t.Error("the copy reads on: ", err)
+	}
+	if err := errors.Join(in.Close(), other.Wait()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -104,11 +104,42 @@ func unmountOnce(ctx context.Context, point string, flags int) error {
 	return fmt.Errorf("%w, and there is no fusermount3", err)
 }
 
-// abort ends the connection of a mount: whoever waits for it, or asks it
-// later, gets ENOTCONN. It tries the kernel's control directory, which also
-// works for the owner of a mount without other rights.
+// abort ends the connection of a mount, and with it all copies of the mount in
+// other mount namespaces: whoever waits for it, or asks it later, gets
+// ENOTCONN. It tries the kernel's control directory, which also works for the
+// owner of a mount without other rights, and where that is mounted nowhere, as
+// in containers, one of its own.
 func abort(m mountEntry) error {
-	return os.WriteFile(filepath.Join("/sys/fs/fuse/connections", strconv.FormatUint(uint64(m.minor), 10), "abort"), []byte("1"), 0o600)
+	name := strconv.FormatUint(uint64(m.minor), 10) + "/abort"
+	err := os.WriteFile(filepath.Join("/sys/fs/fuse/connections", name), []byte("1"), 0o600)
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	dir, err := openControl()
+	if err != nil {
+		return fmt.Errorf("mount fusectl: %w", err)
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("openat "+name, err)
+	}
+	_, err = unix.Write(fd, []byte("1"))
+	return errors.Join(os.NewSyscallError("write "+name, err), unix.Close(fd))
+}
+
+// openControl returns the control directory of all connections, as a mount
+// that has no place in the tree and ends when it is closed.
+func openControl() (dir int, err error) {
+	fs, err := unix.Fsopen("fusectl", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 }
 
 // canonical resolves the symbolic links of the directory that the mount point

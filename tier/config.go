@@ -45,8 +45,8 @@ type Config struct {
 	// Capacity is how many bytes of the file system the cache may take, its
 	// index and directories included; at least 4 MiB.
 	Capacity size.Bytes `toml:"capacity"`
-	// FreeShare is the share of the file system that stays free whatever
-	// Capacity says, so that others on it go on working; 0 to 0.9.
+	// FreeShare is the share of the file system that stays free whatever the
+	// capacity, so that others on it go on working; 0 to 0.9.
 	FreeShare float64 `toml:"free_share"`
 	// ReplicaShare is the share of the directory that replicas may take: files
 	// that another worker owns, kept for the programs of this host; 0 to 1.

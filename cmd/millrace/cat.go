@@ -32,8 +32,8 @@ func (a *app) catCommand() *cobra.Command {
 			return errors.Join(err, s.Close())
 		},
 	}
-	c.Flags().Var(&offset, "offset", "begin at this byte")
-	c.Flags().Var(&length, "length", "write at most this many bytes")
+	c.Flags().Var(&offset, "offset", "begin at byte `SIZE`")
+	c.Flags().Var(&length, "length", "write at most `SIZE` bytes")
 	return c
 }
 

@@ -27,7 +27,7 @@ type finding struct {
 	State  string `json:"state"`
 	Check  string `json:"check"`
 	Detail string `json:"detail"`
-	Advice string `json:"advice,omitempty"` // what to do; empty when all is well
+	Advice string `json:"advice"` // what to do; empty when all is well
 }
 
 // doctor collects what the checks find.

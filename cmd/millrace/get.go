@@ -39,7 +39,7 @@ func (a *app) getCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVarP(&g.recursive, "recursive", "r", false, "copy a directory")
-	c.Flags().IntVar(&g.parallel, "parallel", 8, "files copied at once")
+	c.Flags().IntVar(&g.parallel, "parallel", 8, "copy `N` files at once")
 	return c
 }
 

@@ -61,8 +61,8 @@ func (a *app) mountCommand() *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&root, "path", "/", "what of the namespace is mounted")
-	f.StringVarP(&options, "options", "o", "", "mount options, separated by commas: ro, allow_other, uid=, gid=, umask=, passthrough=auto|off, no_open, read_ahead=, nonempty")
+	f.StringVar(&root, "path", "/", "`PATH` of the namespace that is mounted")
+	f.StringVarP(&options, "options", "o", "", "mount `OPTIONS`, separated by commas: ro, allow_other, uid=, gid=, umask=, passthrough=auto|off, no_open, read_ahead=, nonempty")
 	f.BoolVar(&background, "background", false, "return when it is mounted; umount ends it")
 	f.String("data-dir", "", "`DIR` of locks, addresses and logs")
 	f.String("http-listen", "", "`HOST:PORT` of /metrics, /healthz, /readyz and /debug/pprof")

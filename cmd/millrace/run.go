@@ -87,7 +87,7 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.String("config", "", "configuration `FILE` (MILLRACE_CONFIG)")
 	f.String("masters", "", "gRPC addresses of the masters, `HOST:PORT[,...]` (MILLRACE_MASTERS; default 127.0.0.1:7760)")
-	f.String("log-level", "", "debug, info, warn or error")
+	f.String("log-level", "", "`LEVEL` of the log: debug, info, warn or error")
 	root.AddCommand(
 		a.upCommand(), a.masterCommand(), a.workerCommand(), a.mountCommand(), a.umountCommand(),
 		a.ufsCommand(), a.loadCommand(), a.jobsCommand(),

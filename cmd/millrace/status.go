@@ -124,6 +124,8 @@ func (a *app) printStatus(st *client.Status) error {
 	}
 	t.row("page hits", countText(c.PageHits))
 	t.row("page misses", countText(c.PageMisses))
+	t.row("opens by passthrough", countText(c.OpensPassthrough))
+	t.row("opens copied", countText(c.OpensCopy))
 	t.row("evicted", sizeText(c.EvictedBytes))
 	t.row("checksum errors", countText(c.ChecksumErrors))
 	return t.flush()

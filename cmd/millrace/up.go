@@ -84,7 +84,7 @@ func (a *app) upCommand() *cobra.Command {
 	f.StringArrayVar(&u.caches, "cache", nil, "cache directory, `DIR:SIZE[:memory|ssd|hdd]`; may be repeated (default DATA_DIR/cache with 80 % of what is free)")
 	addMemoryFlag(f, "`SIZE` of the memory tier, in /dev/shm; 0 for none (default a quarter of the memory)")
 	addUFSOptFlag(c, &u.ufsOptions)
-	f.StringVar(&u.mountOptions, "mount-opt", "", "mount options, separated by commas: allow_other, uid=, gid=, umask=, passthrough=auto|off, no_open, read_ahead=, nonempty")
+	f.StringVar(&u.mountOptions, "mount-opt", "", "mount `OPTIONS`, separated by commas: allow_other, uid=, gid=, umask=, passthrough=auto|off, no_open, read_ahead=, nonempty")
 	f.StringVar(&u.listen, "listen", loopback, "`IP` to listen on")
 	for _, p := range portFlags() {
 		f.Uint16(p.flag, p.port, "`PORT` of "+p.what+"; 0 lets the system choose")

@@ -108,7 +108,7 @@ func TestNoFuseDevice(t *testing.T) {
 	s := newStore(t)
 	u := newUp(t, s, false)
 	point := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), "unshare", "-m", "sh", "-c", `mount -t tmpfs none /dev && exec "$@"`, "sh",
+	cmd := exec.CommandContext(t.Context(), "unshare", "-m", "sh", "-c", ownMounts+`mount -t tmpfs none /dev && exec "$@"`, "sh",
 		binary, "up", u.uri, point, "--data-dir", u.dataDir, "--random-ports")
 	cmd.Env = append(os.Environ(), u.env...)
 	out, err := cmd.CombinedOutput()

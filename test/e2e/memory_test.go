@@ -166,7 +166,7 @@ func TestSmallSharedMemory(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			const mount = `mount -t tmpfs -o size="$0" none /dev/shm && exec "$@"`
+			const mount = ownMounts + `mount -t tmpfs -o size="$0" none /dev/shm && exec "$@"`
 			if out, err := exec.CommandContext(t.Context(), "unshare", "-m", "sh", "-c", mount, c.size, "true").CombinedOutput(); err != nil {
 				t.Skipf("NOT TESTED: no mount namespace can be had here: %v: %s", err, out)
 			}
