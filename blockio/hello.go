@@ -19,8 +19,9 @@ const (
 	FeatureFD       uint64 = 1 << 2 // Conn.Descriptor; on Unix sockets alone
 	FeatureTouch    uint64 = 1 << 3 // Conn.Touch
 	FeatureWrite    uint64 = 1 << 4 // reserved
+	FeatureInPlace  uint64 = 1 << 5 // Conn.PartialDescriptor and Conn.ReadInPlace; where FeatureFD is
 
-	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch
+	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch | FeatureInPlace
 )
 
 const (
