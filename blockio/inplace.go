@@ -20,8 +20,9 @@ type InPlace interface {
 	// it was passed to, bytes that Place told of stay what they are.
 	PartialDescriptor(ctx context.Context) (fd *os.File, base, length int64, mark uint64, err error)
 	// Place waits until all bytes of req.Extent are in the local file that has
-	// the mark. When it is false, for whatever reason, Read is called.
-	Place(ctx context.Context, req ReadRequest, mark uint64) bool
+	// the mark. When it is false without an error, Read is called; an error is
+	// as Read's.
+	Place(ctx context.Context, req ReadRequest, mark uint64) (bool, error)
 	// PlaceNow is Place if it need not wait for anything, as in Prompt.
 	PlaceNow(ctx context.Context, req ReadRequest, mark uint64) bool
 }
@@ -33,13 +34,13 @@ func (r *request) placeNow() bool {
 }
 
 // place reports whether a read is answered by END alone. It waits for that.
-func (r *request) place() bool {
-	if r.mark == 0 {
-		return false
-	}
+func (r *request) place() (bool, error) {
 	p, ok := r.handle.file.(InPlace)
+	if r.mark == 0 || !ok || r.ranges[0].IsEmpty() {
+		return false, nil
+	}
 	r.read.Extent = r.ranges[0]
-	return ok && !r.read.Extent.IsEmpty() && p.Place(r.ctx, r.read, r.mark)
+	return p.Place(r.ctx, r.read, r.mark)
 }
 
 // PartialDescriptor is Descriptor for a file that may be read in place before

@@ -21,6 +21,7 @@ type placedFile struct {
 	*promptFile
 	there       atomic.Int64 // now
 	comes       int64        // while a read waits
+	fails       error        // what else a read ends with
 	mark        uint64
 	placed, own atomic.Int32 // reads that were told of, at once and later
 }
@@ -41,12 +42,12 @@ func (f *placedFile) PlaceNow(_ context.Context, req ReadRequest, mark uint64) b
 	return true
 }
 
-func (f *placedFile) Place(_ context.Context, req ReadRequest, mark uint64) bool {
+func (f *placedFile) Place(_ context.Context, req ReadRequest, mark uint64) (bool, error) {
 	if mark != testMark || req.Extent.End() > f.comes {
-		return false
+		return false, f.fails
 	}
 	f.own.Add(1)
-	return true
+	return true, nil
 }
 
 func startPlaced(t *testing.T, f *placedFile) *server {
@@ -100,6 +101,10 @@ func TestReadInPlace(t *testing.T) {
 	}
 	if f.placed.Load() != 2 || f.own.Load() != 2 {
 		t.Errorf("%d reads were told at once, %d later", f.placed.Load(), f.own.Load())
+	}
+	f.fails = errs.E(errs.Stale, "read", "f", nil)
+	if inPlace, err := c.ReadInPlace(t.Context(), h, make([]byte, 10), 2<<20, mark, ReadOptions{}); inPlace || !errors.Is(err, errs.Stale) {
+		t.Errorf("a failure: in place %t, %v", inPlace, err)
 	}
 	if n, err := c.ReadInPlace(t.Context(), h, nil, 0, mark, ReadOptions{}); n || err != nil {
 		t.Errorf("a read of nothing: %t, %v", n, err)

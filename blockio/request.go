@@ -216,8 +216,8 @@ func (r *request) open() error {
 
 // serve has the File answer one range after the other.
 func (r *request) serve() error {
-	if r.place() {
-		return nil
+	if placed, err := r.place(); placed || err != nil {
+		return err
 	}
 	for i, e := range r.ranges {
 		if e.IsEmpty() {
