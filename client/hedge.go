@@ -120,7 +120,7 @@ func (t *attempt) late() {
 
 	x, err := r.f.c.workers.get(to)
 	if err == nil {
-		err = r.f.c.workers.readAt(second, x, r.t, h.buf, r.off, epoch)
+		err = r.f.c.workers.readAt(second, x, r.t, &piece{key: r.key, p: h.buf, off: r.off}, epoch)
 	}
 	if h.err = err; err == nil {
 		t.cancel(errOutrun)
