@@ -14,7 +14,7 @@ import (
 // fillingShare is the part of a directory up to which a file is handed out
 // before it is whole: nothing of it can be evicted then, so that a longer one
 // would drive out all others and in the end find no room itself.
-const fillingShare = 8
+const fillingShare = 4
 
 // HandOutFilling is HandOut for a file of which pages may be absent: those are
 // not to be read until LiesIn says with the mark that they are there. The
