@@ -27,6 +27,7 @@ type call struct {
 	descriptor bool     // DATA brings a descriptor
 	checked    bool     // each page must come whole, with a checksum
 	upTo       bool     // what comes may be less than want
+	inPlace    bool     // an END alone says that the bytes are in place, or DATA brings a mark
 	length     int64    // of the file
 	one        [1]Range // room for the ranges of what reads one
 	done       chan struct{}
@@ -36,6 +37,7 @@ type call struct {
 	crcs    []pageCRC
 	handle  uint32
 	file    *os.File // the descriptor
+	mark    uint64   // that names it, of a call in place
 	base    int64    // of the file's bytes in it
 	refused error    // what is wrong with the descriptor
 	corrupt error    // what is wrong with the bytes
@@ -59,10 +61,11 @@ func (c *Conn) newCall() *call {
 
 // recycle puts a call away that nobody else knows.
 func (c *Conn) recycle(k *call) {
-	k.id, k.priority, k.opens, k.descriptor, k.checked, k.upTo, k.length, k.one = 0, PriorityRead, false, false, false, false, 0, [1]Range{}
+	k.id, k.priority, k.opens, k.descriptor, k.checked, k.upTo, k.inPlace = 0, PriorityRead, false, false, false, false, false
+	k.length, k.one = 0, [1]Range{}
 	k.end, k.crcs, k.handle, k.corrupt, k.err = endPayload{}, k.crcs[:0], 0, nil, nil
 	k.sums.reset()
-	k.file, k.base, k.refused = nil, 0, nil
+	k.file, k.mark, k.base, k.refused = nil, 0, 0, nil
 	k.ranges, k.at, k.in, k.want, k.got, k.ended, k.abandoned = nil, 0, 0, 0, 0, false, time.Time{}
 	c.calls.Put(k)
 }
@@ -175,6 +178,8 @@ func (k *call) checkEnd(e *endPayload, addr string) error {
 	switch {
 	case e.Failed || !k.abandoned.IsZero():
 		return nil // nobody will look at the bytes
+	case k.inPlace && !k.descriptor && k.got == 0 && len(e.CRCs) == 0:
+		return nil // they are elsewhere
 	case k.got != k.want && !k.upTo:
 		return fmt.Errorf("%w: END after %d of %d bytes", errProtocol, k.got, k.want)
 	}

@@ -288,7 +288,7 @@ func TestDescriptorsFromClient(t *testing.T) {
 
 // descriptorFrames is an answer to FD with request ID 2.
 func descriptorFrames(d descriptorPayload, e *endPayload) []byte {
-	b := appendHeader(nil, &header{Op: opData, RequestID: 2, Handle: 1, Length: descriptorSize})
+	b := appendHeader(nil, &header{Op: opData, RequestID: 2, Handle: 1, Length: d.size()})
 	b = appendDescriptor(b, d)
 	if e == nil {
 		return b

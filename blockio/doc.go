@@ -18,9 +18,11 @@
 // request; OPEN_READ, which saves small files a round trip; FD, which passes
 // a descriptor of the file to a client on the same host; TOUCH, by which such a
 // client tells what it used; and RECALLS, by which it asks what it is to give
-// back. Each is a feature that the server's hello offers or not. What a Handler
-// and its Files offer, they say by implementing Toucher, Recaller and
-// Descriptors.
+// back. A client on the same host can also have a descriptor of a file that
+// still fills: its READs are then told that their bytes are there, which saves
+// the socket all of them. Each is a feature that the server's hello offers or
+// not. What a Handler and its Files offer, they say by implementing Toucher,
+// Recaller, Descriptors and InPlace.
 //
 // # Goroutines
 //
@@ -48,5 +50,6 @@
 //   - A read of a connection that is served from the cache allocates nothing,
 //     on either side.
 //   - Bytes reach the caller with success only if all of them arrived and each
-//     page whose checksum the server gave matches it.
+//     page whose checksum the server gave matches it, or, where the caller asked
+//     for it, not at all: then they are in the file that the caller has open.
 package blockio

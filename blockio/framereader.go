@@ -237,7 +237,7 @@ func (c *Conn) readFrame(f *frameReader) error {
 // deliverDescriptor reads the DATA that answers FD, of n bytes, and takes the
 // descriptor that came with it.
 func (c *Conn) deliverDescriptor(f *frameReader, k *call, n int) error {
-	if n != descriptorSize {
+	if n != k.want {
 		return fmt.Errorf("%w: an answer to FD of %d bytes", errProtocol, n)
 	}
 	b, err := f.need(n)
@@ -247,6 +247,11 @@ func (c *Conn) deliverDescriptor(f *frameReader, k *call, n int) error {
 	base, err := parseDescriptor(b, k.length)
 	if err != nil {
 		return err
+	}
+	if k.inPlace {
+		if k.mark, _, err = cutMark(b); err != nil {
+			return err
+		}
 	}
 	k.take(b)
 	f.use(n)

@@ -94,18 +94,29 @@ func FuzzDescriptor(f *testing.F) {
 		}
 	}
 	f.Add(bytes.Repeat([]byte{255}, descriptorSize), block.MaxFileLength)
+	f.Add(make([]byte, descriptorSize+markSize), int64(0))
 	f.Fuzz(func(t *testing.T, b []byte, length int64) {
-		if len(b) != descriptorSize || length < 0 || length > block.MaxFileLength {
+		if len(b) < descriptorSize || len(b) > descriptorSize+markSize || length < 0 || length > block.MaxFileLength {
 			return
 		}
 		base, err := parseDescriptor(b, length)
 		if err != nil {
 			return
 		}
+		var mark uint64
+		if len(b) > descriptorSize {
+			var rest []byte
+			if mark, rest, err = cutMark(b); err != nil || len(rest) != descriptorSize {
+				return
+			}
+			if mark == 0 {
+				t.Error("accepted a mark of 0")
+			}
+		}
 		if base < 0 || base+length < 0 {
 			t.Errorf("accepted a base of %d for %d bytes", base, length)
 		}
-		if again := appendDescriptor(nil, descriptorPayload{Base: uint64(base), Length: uint64(length)}); !bytes.Equal(again, b) {
+		if again := appendDescriptor(nil, descriptorPayload{Base: uint64(base), Length: uint64(length), Mark: mark}); !bytes.Equal(again, b) {
 			t.Errorf("%x encodes to %x", b, again)
 		}
 	})
@@ -135,6 +146,11 @@ func FuzzClientOps(f *testing.F) {
 	f.Add(uint8(3), true, end(endPayload{}, 0))
 	f.Add(uint8(4), true, append(data(recallsFixed+16), end(endPayload{}, 0)...))
 	f.Add(uint8(4), true, end(endPayload{}, 0))
+	f.Add(uint8(5), true, descriptorFrames(descriptorPayload{Length: length, Mark: 5}, &endPayload{}))
+	f.Add(uint8(5), true, descriptor)
+	f.Add(uint8(6), false, end(endPayload{}, 0))
+	f.Add(uint8(6), false, append(data(5000), end(endPayload{}, 0)...))
+	f.Add(uint8(6), false, end(endPayload{CRCs: []pageCRC{{}}}, 0))
 	f.Fuzz(func(t *testing.T, op uint8, pass bool, b []byte) {
 		near, far := socketPair(t)
 		var served sync.WaitGroup
@@ -159,7 +175,7 @@ func FuzzClientOps(f *testing.F) {
 		hello.Features = ourFeatures
 		c := newConn(near, "pair", DefaultClientConfig(), hello)
 		h := mustOpen(t, c, "f", length)
-		switch op % 5 {
+		switch op % 7 {
 		case 0:
 			rs := ranges([2]int{5, 10}, [2]int{3, 0}, [2]int{1, 1}, [2]int{length - 10_000, 10_000})
 			if n, err := c.ReadV(t.Context(), h, rs, ReadOptions{}); err == nil && n != 10_011 {
@@ -182,6 +198,18 @@ func FuzzClientOps(f *testing.F) {
 			_ = c.Touch(t.Context(), []Touch{{Count: 1}}) // may well fail
 		case 4:
 			_, _ = c.Recalls(t.Context(), 1) // the same
+		case 5:
+			fd, base, mark, err := c.PartialDescriptor(t.Context(), h)
+			if (err == nil) != (fd != nil) || err == nil && (!pass || base != 0 || mark == 0) {
+				t.Errorf("descriptor %v at %d with mark %d, %v", fd, base, mark, err)
+			}
+			if fd != nil {
+				fd.Close()
+			}
+		case 6:
+			if inPlace, err := c.ReadInPlace(t.Context(), h, make([]byte, 5000), 0, 5, ReadOptions{}); inPlace && err != nil {
+				t.Errorf("in place, and %v", err)
+			}
 		}
 		c.Close()
 		served.Wait()

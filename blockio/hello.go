@@ -20,8 +20,9 @@ const (
 	FeatureTouch    uint64 = 1 << 3 // Conn.Touch
 	FeatureWrite    uint64 = 1 << 4 // reserved
 	FeatureRecalls  uint64 = 1 << 5 // Conn.Recalls; on Unix sockets alone
+	FeatureInPlace  uint64 = 1 << 6 // Conn.PartialDescriptor and Conn.ReadInPlace; where FeatureFD is
 
-	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch | FeatureRecalls
+	ourFeatures = FeatureReadV | FeatureOpenRead | FeatureFD | FeatureTouch | FeatureRecalls | FeatureInPlace
 )
 
 const (

@@ -283,22 +283,33 @@ func (c *Conn) Descriptor(ctx context.Context, handle uint32) (f *os.File, base 
 	if err := c.offers(FeatureFD, "pass a descriptor"); err != nil {
 		return nil, 0, err
 	}
+	f, base, _, err = c.askFD(ctx, handle, false)
+	return f, base, err
+}
+
+// askFD asks for a descriptor of a file that is whole, or of one to read in
+// place, which has a mark.
+func (c *Conn) askFD(ctx context.Context, handle uint32, inPlace bool) (f *os.File, base int64, mark uint64, err error) {
 	length, err := c.lengthOf(handle)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
 	k := c.newCall()
-	k.descriptor, k.length, k.want = true, length, descriptorSize
+	k.descriptor, k.inPlace, k.length, k.want = true, inPlace, length, descriptorSize
 	head := header{Op: opFD, Handle: handle, Block: noBlock}
-	if err := c.do(ctx, "pass a descriptor", k, &head, nil); err != nil {
-		return nil, 0, err
+	if inPlace {
+		head.Flags |= flagInPlace
+		k.want += markSize
 	}
-	f, base, err = k.file, k.base, k.end.err("pass a descriptor", c.addr)
+	if err := c.do(ctx, "pass a descriptor", k, &head, nil); err != nil {
+		return nil, 0, 0, err
+	}
+	f, base, mark, err = k.file, k.base, k.mark, k.end.err("pass a descriptor", c.addr)
 	if err == nil && k.refused != nil {
 		err = errs.Wrap(k.refused, "pass a descriptor", c.addr)
 	}
 	c.recycle(k)
-	return f, base, err
+	return f, base, mark, err
 }
 
 // Touch tells the server how often files were used through descriptors, in as

@@ -96,14 +96,39 @@ func parseTouches(b []byte) ([]Touch, error) {
 // descriptorPayload comes with a descriptor: where in it the file's bytes are.
 type descriptorPayload struct {
 	Base, Length uint64
+	Mark         uint64 // of a file that fills; 0 and not on the wire for one that is whole
+}
+
+// size returns the bytes that d takes on the wire.
+func (d *descriptorPayload) size() uint32 {
+	if d.Mark == 0 {
+		return descriptorSize
+	}
+	return descriptorSize + markSize
 }
 
 func appendDescriptor(b []byte, d descriptorPayload) []byte {
 	b = binary.LittleEndian.AppendUint64(b, d.Base)
-	return binary.LittleEndian.AppendUint64(b, d.Length)
+	b = binary.LittleEndian.AppendUint64(b, d.Length)
+	if d.Mark != 0 {
+		b = binary.LittleEndian.AppendUint64(b, d.Mark)
+	}
+	return b
 }
 
-// parseDescriptor decodes exactly descriptorSize bytes for a file of length.
+// cutMark returns the mark at the end of a payload, and what is before it.
+func cutMark(b []byte) (mark uint64, rest []byte, err error) {
+	if len(b) > markSize {
+		rest = b[:len(b)-markSize]
+		mark = binary.LittleEndian.Uint64(b[len(rest):])
+	}
+	if mark == 0 {
+		return 0, nil, fmt.Errorf("%w: %d bytes without a mark", errProtocol, len(b))
+	}
+	return mark, rest, nil
+}
+
+// parseDescriptor decodes descriptorSize bytes for a file of length.
 func parseDescriptor(b []byte, length int64) (base int64, err error) {
 	_ = b[descriptorSize-1]
 	d := descriptorPayload{Base: binary.LittleEndian.Uint64(b), Length: binary.LittleEndian.Uint64(b[8:])}

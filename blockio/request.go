@@ -27,6 +27,7 @@ type request struct {
 	read   ReadRequest // the range that is being read, and what holds for all
 	ctx    *requestContext
 
+	mark    uint64 // of a READ in place; 0 for none
 	touches []Touch
 	since   uint64 // of a RECALLS
 	opened  uint32 // the handle that an OPEN or OPEN_READ has given out
@@ -97,7 +98,9 @@ func (r *request) runNow() bool {
 	}
 	r.read.Extent, r.allowed = e, e.Length
 	var err error
-	if e.Length <= smallSize {
+	if r.placeNow() {
+		ok = true
+	} else if e.Length <= smallSize {
 		ok = r.readNow(f, e)
 	} else if ok, err = f.SendNow(r.ctx, r.read, r); ok && err == nil && r.written != r.allowed {
 		err = errs.E(errs.Internal, "read", "", fmt.Errorf("%d of %d bytes were sent", r.written, r.allowed))
@@ -216,6 +219,9 @@ func (r *request) open() error {
 
 // serve has the File answer one range after the other.
 func (r *request) serve() error {
+	if placed, err := r.place(); placed || err != nil {
+		return err
+	}
 	for i, e := range r.ranges {
 		if e.IsEmpty() {
 			continue

@@ -19,25 +19,34 @@ func (w *frameWriter) canSendDescriptors() bool {
 	return local && w.raw != nil
 }
 
+// handOut asks the File for the descriptor that an FD wants.
+func (r *request) handOut() (f *os.File, base, length int64, mark uint64, err error) {
+	if r.head.Flags&flagInPlace != 0 {
+		if p, ok := r.handle.file.(InPlace); ok {
+			return p.PartialDescriptor(r.ctx)
+		}
+	} else if d, ok := r.handle.file.(Descriptors); ok {
+		f, base, length, err = d.Descriptor(r.ctx)
+		return f, base, length, 0, err
+	}
+	return nil, 0, 0, 0, errs.E(errs.Unsupported, "pass a descriptor", "", errors.New("this server's files have none"))
+}
+
 // descriptor asks the File for its descriptor, which answerDescriptor sends.
 func (r *request) descriptor() error {
-	d, ok := r.handle.file.(Descriptors)
-	if !ok {
-		return errs.E(errs.Unsupported, "pass a descriptor", "", errors.New("this server's files have none"))
-	}
-	f, base, length, err := d.Descriptor(r.ctx)
+	f, base, length, mark, err := r.handOut()
 	r.fd = f
 	switch {
 	case err != nil:
 		return err
-	case f == nil || base < 0 || length != r.handle.geometry.Length || base > math.MaxInt64-length:
+	case f == nil || base < 0 || (mark == 0) == (r.head.Flags&flagInPlace != 0) || length != r.handle.geometry.Length || base > math.MaxInt64-length:
 		return errs.E(errs.Internal, "pass a descriptor", "",
 			fmt.Errorf("the handler gave %d bytes at %d for a file of %d", length, base, r.handle.geometry.Length))
 	}
 	if err := r.ctx.Err(); err != nil {
 		return errs.Wrap(err, "pass a descriptor", "")
 	}
-	r.fdPayload = descriptorPayload{Base: uint64(base), Length: uint64(length)}
+	r.fdPayload = descriptorPayload{Base: uint64(base), Length: uint64(length), Mark: mark}
 	return nil
 }
 
@@ -46,9 +55,9 @@ func (r *request) descriptor() error {
 // anything was sent: it is to be the answer.
 func (r *request) answerDescriptor(h *header) error {
 	data := r.dataHeader()
-	data.Length = descriptorSize
+	data.Length = r.fdPayload.size()
 	h.Op, h.Length = opEnd, endFixed
-	frames := make([]byte, 0, 2*headerSize+descriptorSize+endFixed)
+	frames := make([]byte, 0, 2*headerSize+descriptorSize+markSize+endFixed)
 	frames = appendDescriptor(appendHeader(frames, &data), r.fdPayload)
 	frames = appendEnd(appendHeader(frames, h), &endPayload{})
 	return r.conn.out.withDescriptor(r.head.Priority, frames, r.fd)

@@ -142,7 +142,7 @@ func (c *serverConn) offer() uint64 {
 		features |= FeatureTouch
 	}
 	if c.out.canSendDescriptors() && c.srv.mayHaveDescriptors(c.nc) {
-		features |= FeatureFD
+		features |= FeatureFD | FeatureInPlace
 		if c.srv.recaller != nil {
 			features |= FeatureRecalls
 		}
@@ -325,6 +325,8 @@ func (c *serverConn) unsupported(h *header) error {
 		err = fmt.Errorf("flags %#x are not known to this release", h.Flags&criticalFlags&^requestCritical)
 	case h.Op.feature() != h.Op.feature()&c.features:
 		err = fmt.Errorf("op %d is not offered on this connection", h.Op)
+	case h.Flags&flagInPlace != 0 && (c.features&FeatureInPlace == 0 || h.Op != opRead && h.Op != opFD):
+		err = fmt.Errorf("op %d in place is not offered on this connection", h.Op)
 	case h.Priority > PriorityRepair || h.Shard != 0 || h.Generation != 0:
 		err = fmt.Errorf("priority %d, shard %d, generation %d", h.Priority, h.Shard, h.Generation)
 	default:
@@ -389,6 +391,11 @@ func (c *serverConn) refer(r *request) error {
 func (c *serverConn) prepareRead(r *request, b []byte, g block.Geometry) error {
 	h := &r.head
 	var err error
+	if h.Flags&flagInPlace != 0 {
+		if r.mark, b, err = cutMark(b); err != nil {
+			return errs.E(errs.Invalid, "read", "", err)
+		}
+	}
 	if r.ranges, err = appendExtents(r.ranges[:0], b, g, h.Block); err != nil {
 		return errs.E(errs.Invalid, "read", "", err)
 	}

@@ -2,6 +2,7 @@ package blockio
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"flag"
@@ -56,6 +57,7 @@ type frameVector struct {
 	Name   string       `json:"name"`
 	Header headerVector `json:"header"`
 	Read   *readVector  `json:"read,omitempty"`   // of READ and OPEN_READ
+	Mark   uint64       `json:"mark,omitempty"`   // of READ in place
 	Ranges []readVector `json:"ranges,omitempty"` // of READV
 	End    *endVector   `json:"end,omitempty"`
 	// Descriptor is the DATA that answers FD, without the descriptor itself.
@@ -89,6 +91,7 @@ type readVector struct {
 type descriptorVector struct {
 	Base   uint64 `json:"base"`
 	Length uint64 `json:"length"`
+	Mark   uint64 `json:"mark,omitempty"` // in place
 }
 
 type touchVector struct {
@@ -128,6 +131,9 @@ func (v frameVector) encode(t *testing.T) []byte {
 	b := appendHeader(nil, &h)
 	if v.Read != nil {
 		b = appendReadPayload(b, readPayload(*v.Read))
+	}
+	if v.Mark != 0 {
+		b = binary.LittleEndian.AppendUint64(b, v.Mark)
 	}
 	for _, r := range v.Ranges {
 		b = appendReadPayload(b, readPayload(r))
@@ -274,6 +280,9 @@ func checkFrame(t *testing.T, c frameVector) {
 		if h.Op == opOpenRead {
 			b = b[readPayloadSize:]
 		}
+		if mark, rest, err := cutMark(b); c.Mark != 0 && (err != nil || mark != c.Mark || len(rest) != readPayloadSize) {
+			t.Errorf("%s: mark %d, %v", c.Name, mark, err)
+		}
 	case c.Ranges != nil:
 		want := make([]block.Extent, 0, len(c.Ranges))
 		for _, r := range c.Ranges {
@@ -286,6 +295,9 @@ func checkFrame(t *testing.T, c frameVector) {
 	case c.Descriptor != nil:
 		if base, err := parseDescriptor(b, int64(c.Descriptor.Length)); err != nil || base != int64(c.Descriptor.Base) {
 			t.Errorf("%s: decoded as %d, %v", c.Name, base, err)
+		}
+		if mark, rest, err := cutMark(b); c.Descriptor.Mark != 0 && (err != nil || mark != c.Descriptor.Mark || len(rest) != descriptorSize) {
+			t.Errorf("%s: mark %d, %v", c.Name, mark, err)
 		}
 	case c.Touches != nil:
 		got, err := parseTouches(b)

@@ -15,7 +15,7 @@ type op uint8
 const (
 	opOpen     op = 1    // payload: a ticket; END's handle names it from now on
 	opClose    op = 2    // gives a handle back; no answer
-	opRead     op = 3    // payload: readPayload
+	opRead     op = 3    // payload: readPayload, and a mark with flagInPlace
 	opReadV    op = 4    // payload: 1 to MaxRanges of readPayload
 	opOpenRead op = 5    // payload: readPayload, then a ticket; OPEN and READ in one
 	opFD       op = 6    // asks for a descriptor of the file, by SCM_RIGHTS
@@ -40,6 +40,7 @@ const (
 
 	readPayloadSize    = 16
 	descriptorSize     = 16
+	markSize           = 8
 	maxTouches         = 1024
 	touchSize          = 24
 	recallsSize        = 8  // of the question
@@ -63,8 +64,9 @@ const (
 	flagReplica      uint32 = 1 << 0  // keep a replica, filled from the owner
 	flagCachedOnly   uint32 = 1 << 16 // answer from the cache or with errs.NotCached
 	flagReadThrough  uint32 = 1 << 17 // for a replica: fetch as the owner, or answer as to flagCachedOnly
+	flagInPlace      uint32 = 1 << 18 // of READ and FD: the client can read the server's file as it fills
 	criticalFlags    uint32 = 0xFFFF0000
-	requestCritical         = flagCachedOnly | flagReadThrough
+	requestCritical         = flagCachedOnly | flagReadThrough | flagInPlace
 	responseCritical uint32 = 0
 )
 
@@ -147,7 +149,7 @@ func (o op) bounds() (least, most uint32, known bool) {
 	case opClose, opCancel, opFD:
 		return 0, 0, true
 	case opRead:
-		return readPayloadSize, readPayloadSize, true
+		return readPayloadSize, readPayloadSize + markSize, true
 	case opReadV:
 		return readPayloadSize, MaxRanges * readPayloadSize, true
 	case opOpenRead:

@@ -26,6 +26,7 @@ func opName(op int) string { return [opCount]string{"get", "head", "list", "othe
 // of its under-stores.
 type counters struct {
 	bytesServed  atomic.Int64
+	bytesPlaced  atomic.Int64 // of those served, the ones that clients were told of
 	pageHits     atomic.Int64
 	pageMisses   atomic.Int64
 	unkeptBytes  atomic.Int64
@@ -86,7 +87,8 @@ const peerRequestsHelp = "Runs of pages asked of another worker that should have
 // register makes the counters metrics. The tier has metrics of its own.
 func (c *counters) register(reg prometheus.Registerer) error {
 	all := []prometheus.Collector{
-		counterOf("bytes_served_total", "Bytes of files sent to clients.", nil, &c.bytesServed),
+		counterOf("bytes_served_total", "Bytes of files sent to clients, or read by them in place.", nil, &c.bytesServed),
+		counterOf("in_place_bytes_total", "Bytes of files that clients on this host read where they are, as they came.", nil, &c.bytesPlaced),
 		counterOf("page_hits_total", "Pages that reads found in the cache.", nil, &c.pageHits),
 		counterOf("page_misses_total", "Pages that reads did not find in the cache.", nil, &c.pageMisses),
 		counterOf("unkept_bytes_total", "Bytes served that could not be kept.", nil, &c.unkeptBytes),

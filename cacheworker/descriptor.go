@@ -15,11 +15,8 @@ import (
 // of it is cached here.
 func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64, err error) {
 	const op = "hand out"
-	if f.t.Unsettled {
-		return nil, 0, 0, errs.E(errs.Unsupported, op, f.t.Path, errors.New("a version that may still change is not kept"))
-	}
-	if f.verifies() {
-		return nil, 0, 0, errs.E(errs.Unsupported, op, f.t.Path, errors.New("its under-store mount has verify=always: nobody checks what is read by a descriptor"))
+	if err := f.mayHandOut(); err != nil {
+		return nil, 0, 0, errs.Wrap(err, op, f.t.Path)
 	}
 	if f.t.Geometry().Blocks() > 1 {
 		// A handle of the whole file is made of all its blocks, of which there
@@ -41,6 +38,18 @@ func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64,
 		f.w.counters.handedOut.Add(1)
 	}
 	return fd, base, length, err
+}
+
+// mayHandOut returns why no descriptor of the file is handed out.
+func (f *openFile) mayHandOut() error {
+	switch {
+	case f.t.Unsettled:
+		return errs.E(errs.Unsupported, "", "", errors.New("a version that may still change is not kept"))
+	case f.verifies():
+		return errs.E(errs.Unsupported, "", "", errors.New("its under-store mount has verify=always: nobody checks what is read by a descriptor"))
+	default:
+		return nil
+	}
 }
 
 // Touch implements blockio.Toucher. Files that the worker does not know are

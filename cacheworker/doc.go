@@ -12,7 +12,8 @@
 // crew (crew.go) of goroutines flies all of them. Pages that the tier's scrubber
 // found damaged are fetched for it (repair.go) behind all others. Programs on
 // this host may get a descriptor of what is cached whole, and tell what they
-// read by it (descriptor.go). What other hosts read most is counted (heat.go)
+// read by it (descriptor.go), or of what still fills, and be told which bytes
+// are there by now (inplace.go). What other hosts read most is counted (heat.go)
 // and told with each heartbeat. The worker's identity, mount table
 // and start epoch are kept in its data directory (identity.go, mounts.go); a
 // reporter per master (masters.go, master.go, report.go), also of those that

@@ -18,7 +18,8 @@ type flight struct {
 	next    int64 // pages before it are in the tier
 	ended   bool
 	err     error         // why it ended before its end
-	changed chan struct{} // closed at the next change; nil while nobody waits
+	changed chan struct{} // closed when wanted arrives, or the flight ends; nil while nobody waits
+	wanted  int64         // the first page that somebody waits for
 }
 
 func newFlight(first, end int64, u urgency, cancel context.CancelFunc) *flight {
@@ -42,7 +43,9 @@ func (fl *flight) publish(next int64) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
 	fl.next = next
-	fl.wake()
+	if next > fl.wanted {
+		fl.wake()
+	}
 }
 
 // land ends the flight.
@@ -75,8 +78,9 @@ func (fl *flight) wait(ctx context.Context, page int64) error {
 			return err
 		}
 		if fl.changed == nil {
-			fl.changed = make(chan struct{})
+			fl.changed, fl.wanted = make(chan struct{}), page
 		}
+		fl.wanted = min(fl.wanted, page)
 		changed := fl.changed
 		fl.mu.Unlock()
 		select {

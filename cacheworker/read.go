@@ -75,16 +75,9 @@ func (f *openFile) Close() error {
 // Read implements blockio.File.
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
 	r := reader{
-		w: f.w, t: f.t, geo: f.t.Geometry(), to: to, verify: f.verifies(),
+		w: f.w, t: f.t, geo: f.t.Geometry(), to: to, urgent: urgencyOf(req.Priority), verify: f.verifies(),
 		replica: f.w.placed.asReplica(f.t, req), forWorker: forWorker(req),
 		cachedOnly: req.CachedOnly || req.ReadThrough && f.w.placed.owner(f.t, req.Extent.Offset) != f.w.ID(),
-	}
-	switch req.Priority {
-	case blockio.PriorityRead:
-	case blockio.PriorityLoad:
-		r.urgent = urgentLoad
-	default:
-		r.urgent = urgentRepair
 	}
 	if req.Extent.Intersect(r.geo.Whole()) != req.Extent && !req.Extent.IsEmpty() {
 		return errs.E(errs.Invalid, "read", f.t.Path, fmt.Errorf("%v is not in the file of %d bytes", req.Extent, f.t.Length))
@@ -103,6 +96,18 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 		f.served(req, piece.Length)
 	}
 	return nil
+}
+
+// urgencyOf returns how urgent a request of another process is.
+func urgencyOf(p blockio.Priority) urgency {
+	switch p {
+	case blockio.PriorityRead:
+		return urgentRead
+	case blockio.PriorityLoad:
+		return urgentLoad
+	default:
+		return urgentRepair
+	}
 }
 
 // served counts bytes that were sent. What another worker asked for, that one

@@ -18,6 +18,8 @@
 // descriptors of files that it has cached whole. They are shared, counted and
 // bounded; a File reads from one where there is one, and asks for one beside
 // its reads. Those of files that are likely to be opened soon can be prepared.
+// A longer file that the worker still fetches is read by one as well: the
+// worker tells each read that its bytes are there (inplace.go).
 // The workers are told of what is read by them.
 //
 // Invariants:

@@ -37,6 +37,11 @@ type File struct {
 	looked atomic.Bool
 	asking atomic.Bool
 	copied atomic.Bool // bytes came from a worker
+	// filling is what the worker's file is read by while it is not whole yet,
+	// once there is one; it stays until Close. askFilling is when to ask for
+	// it, in Unix ns.
+	filling    atomic.Pointer[filling]
+	askFilling atomic.Int64
 	// renewed is when a renewal was tried last, in Unix ns.
 	renewed  atomic.Int64
 	replaced atomic.Bool // the path has another version: no renewal any more
@@ -112,6 +117,7 @@ func (f *File) Close() error {
 		return errs.E(errs.Invalid, "close", f.entry.Path, fs.ErrClosed)
 	}
 	f.leaveLocal()
+	f.leaveFilling()
 	return nil
 }
 
@@ -125,27 +131,35 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 // can serve, it tries again until ctx ends or Config.ReadRetryFor has passed.
 // errs.Stale means that this version cannot be read any more.
 func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+	n, _, err := f.read(ctx, p, off, false)
+	return n, err
+}
+
+// read is ReadAtContext. With leave the bytes may stay where they are: if at
+// is not nil, all of them are in there and p was not filled.
+func (f *File) read(ctx context.Context, p []byte, off int64, leave bool) (n int, at *filling, err error) {
 	switch {
 	case f.closed.Load():
-		return 0, errs.E(errs.Invalid, "read", f.entry.Path, fs.ErrClosed)
+		return 0, nil, errs.E(errs.Invalid, "read", f.entry.Path, fs.ErrClosed)
 	case off < 0:
-		return 0, errs.E(errs.Invalid, "read", f.entry.Path, fmt.Errorf("offset %d is negative", off))
+		return 0, nil, errs.E(errs.Invalid, "read", f.entry.Path, fmt.Errorf("offset %d is negative", off))
 	case len(p) == 0:
-		return 0, nil
+		return 0, nil, nil
 	case off >= f.entry.Size:
-		return 0, io.EOF
+		return 0, nil, io.EOF
 	}
 	var atEnd error
 	if left := f.entry.Size - off; int64(len(p)) > left {
 		p, atEnd = p[:left], io.EOF
 	}
 	if f.readLocal(p, off) {
-		return len(p), atEnd
+		return len(p), nil, atEnd
 	}
-	n, err := f.readPieces(ctx, time.Now().Add(f.c.cfg.ReadRetryFor.Std()), p, off)
+	n, at, err = f.readPieces(ctx, time.Now().Add(f.c.cfg.ReadRetryFor.Std()), p, off, leave)
 	if err == nil {
 		f.seekLocal(int64(n))
-		return n, atEnd
+		f.seekFilling()
+		return n, at, atEnd
 	}
 	kind := errs.KindOf(err)
 	switch {
@@ -157,50 +171,50 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 	if kind == errs.Stale {
 		f.c.entries.Remove(f.entry.Path)
 		f.c.doubted.Add(f.entry.Path, struct{}{})
-		return n, errs.E(kind, "read", f.entry.Path, err).WithHint("it has changed or was deleted since it was opened: open it again")
+		return n, nil, errs.E(kind, "read", f.entry.Path, err).WithHint("it has changed or was deleted since it was opened: open it again")
 	}
-	return n, errs.E(kind, "read", f.entry.Path, err)
+	return n, nil, errs.E(kind, "read", f.entry.Path, err)
 }
 
 // readPieces fills p from as many workers as own it, trying again until the
-// time is over. It returns how many bytes from the front are filled.
-func (f *File) readPieces(ctx context.Context, until time.Time, p []byte, off int64) (int, error) {
+// time is over. It returns how many bytes from the front are filled. What is
+// one piece may be left in a local file.
+func (f *File) readPieces(ctx context.Context, until time.Time, p []byte, off int64, leave bool) (n int, at *filling, err error) {
 	g := f.entry.geometry()
 	whole := block.Extent{Offset: off, Length: int64(len(p))}
 	if first := nextPiece(g, whole); first == whole {
-		if err := f.readPiece(ctx, until, p, off); err != nil {
-			return 0, err
+		if at, err = f.placePiece(ctx, until, p, off, leave); err != nil {
+			return 0, nil, err
 		}
-		return len(p), nil
+		return len(p), at, nil
 	}
-	type piece struct {
+	type part struct {
 		e   block.Extent
 		err error
 	}
-	var pieces []*piece
+	var parts []*part
 	var group errgroup.Group
 	group.SetLimit(f.c.cfg.ReadParallel)
 	for rest := whole; !rest.IsEmpty(); {
-		one := &piece{e: nextPiece(g, rest)}
-		pieces = append(pieces, one)
+		one := &part{e: nextPiece(g, rest)}
+		parts = append(parts, one)
 		rest = block.Extent{Offset: one.e.End(), Length: rest.End() - one.e.End()}
 		group.Go(func() error {
 			start := one.e.Offset - off
-			one.err = f.readPiece(ctx, until, p[start:start+one.e.Length], one.e.Offset)
+			_, one.err = f.placePiece(ctx, until, p[start:start+one.e.Length], one.e.Offset, false)
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return 0, err
+		return 0, nil, err
 	}
-	n := 0
-	for _, one := range pieces {
+	for _, one := range parts {
 		if one.err != nil {
-			return n, one.err
+			return n, nil, one.err
 		}
 		n += int(one.e.Length)
 	}
-	return n, nil
+	return n, nil, nil
 }
 
 // nextPiece cuts the first piece off e: within one block, not too long, and
@@ -217,17 +231,28 @@ func (e *Entry) geometry() block.Geometry {
 	return block.Geometry{Length: e.Size, BlockSize: e.BlockSize}
 }
 
+// piece is a read of bytes of one block.
+type piece struct {
+	key block.Key
+	p   []byte
+	off int64
+	// in is the local file whose bytes need not come; nil if all are to.
+	// inPlace says that they are in there and p was not filled.
+	in      *filling
+	inPlace bool
+}
+
 // readPiece reads bytes of one block from the first of its owners that can
 // serve them. The first attempt, which is nearly always the last, allocates
 // nothing.
-func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int64) error {
-	key := block.Key{File: f.entry.FileID, Index: uint32(f.entry.geometry().BlockOf(off))}
+func (f *File) readPiece(ctx context.Context, until time.Time, r *piece) error {
+	key := r.key
 	t := f.ticket.Load()
 	m, _ := f.c.members.now()
 	var first, said error
 	if m != nil && !nearsEnd(t, time.Now()) {
 		if w := f.route(m, key); w != nil && f.c.workers.worthTrying(w.id) {
-			if first = f.try(ctx, until, w, t, key, p, off, m); first == nil {
+			if first = f.try(ctx, until, w, t, r, m); first == nil {
 				return nil
 			}
 			if ctx.Err() == nil && !failover(first) && !refused(first, t) {
@@ -242,9 +267,9 @@ func (f *File) readPiece(ctx context.Context, until time.Time, p []byte, off int
 		if f.renewRefused(budget, t) == nil {
 			return first
 		}
-		return f.readSlowly(budget, until, key, p, off, true, said)
+		return f.readSlowly(budget, until, r, true, said)
 	}
-	return f.readSlowly(budget, until, key, p, off, false, said)
+	return f.readSlowly(budget, until, r, false, said)
 }
 
 // route is where the reads of a block go first.
@@ -296,7 +321,7 @@ func refused(err error, t *block.Ticket) bool {
 // readSlowly tries the owners of a block in turn, more of them each time, until
 // one serves it or ctx ends. A ticket that is refused is renewed once, unless it just was. last is
 // what an attempt before said; nil if there was none.
-func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p []byte, off int64, renewed bool, last error) error {
+func (f *File) readSlowly(ctx context.Context, until time.Time, r *piece, renewed bool, last error) error {
 	c := f.c
 	var wait pause
 	for round := 1; ; round++ {
@@ -308,18 +333,18 @@ func (f *File) readSlowly(ctx context.Context, until time.Time, key block.Key, p
 		if err != nil {
 			return errors.Join(err, last)
 		}
-		owners := f.owners(m, key, round*c.cfg.Owners, c.workers.doubtful)
+		owners := f.owners(m, r.key, round*c.cfg.Owners, c.workers.doubtful)
 		if len(owners) == 0 {
 			last = errs.E(errs.Unavailable, "", "", errors.New("no worker is registered"))
 		}
 		for i := range owners {
 			w := &owners[i]
-			err := f.try(ctx, until, w, t, key, p, off, m)
+			err := f.try(ctx, until, w, t, r, m)
 			if refused(err, t) && !renewed && ctx.Err() == nil {
 				renewed = true
 				if again := f.renewRefused(ctx, t); again != nil {
 					t = again
-					err = f.try(ctx, until, w, t, key, p, off, m)
+					err = f.try(ctx, until, w, t, r, m)
 				}
 			}
 			switch {
@@ -371,7 +396,7 @@ func spent(ctx context.Context, last error) error {
 }
 
 // try reads from w, and from another owner as well if w is slow.
-func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, key block.Key, p []byte, off int64, m *membership) error {
+func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Ticket, r *piece, m *membership) error {
 	began := time.Now()
 	if latest := began.Add(f.c.cfg.ReadTimeout.Std()); latest.Before(until) {
 		until = latest
@@ -385,9 +410,9 @@ func (f *File) try(ctx context.Context, until time.Time, w *member, t *block.Tic
 	f.c.hedges.earn()
 	watched := len(m.placement.Workers) > 1
 	if watched {
-		a.watch(hedgedRead{f: f, from: x, t: t, key: key, p: p, off: off, began: began}, until)
+		a.watch(hedgedRead{f: f, from: x, t: t, key: r.key, p: r.p, off: r.off, began: began}, until)
 	}
-	err = f.c.workers.readAt(a, x, t, p, off, m.placement.Epoch, w.replica) //nolint:contextcheck // a is made of ctx
+	err = f.c.workers.readAt(a, x, t, r, m.placement.Epoch, w.replica) //nolint:contextcheck // a is made of ctx
 	if watched {
 		err = a.settle(err)
 	}

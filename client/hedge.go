@@ -142,7 +142,7 @@ func (t *attempt) late() {
 	h.mu.Unlock()
 
 	if r.from, r.err = c.workers.get(to); r.err == nil {
-		r.err = c.workers.readAt(r.attempt, r.from, r.t, r.p, r.off, epoch, to.replica)
+		r.err = c.workers.readAt(r.attempt, r.from, r.t, &piece{key: r.key, p: r.p, off: r.off}, epoch, to.replica)
 	}
 	h.mu.Lock()
 	h.underWay--

@@ -347,7 +347,7 @@ func TestSilentWorkerIsNamed(t *testing.T) {
 	until := time.Now().Add(50 * time.Millisecond)
 	ctx, cancel := context.WithDeadline(t.Context(), until)
 	defer cancel()
-	err := f.readSlowly(ctx, until, block.Key{File: f.entry.FileID}, make([]byte, 10), 0, false, nil)
+	err := f.readSlowly(ctx, until, &piece{key: block.Key{File: f.entry.FileID}, p: make([]byte, 10)}, false, nil)
 	if !errors.Is(err, errs.Timeout) || !strings.Contains(err.Error(), "no answer within") || !strings.Contains(err.Error(), string(c.workers[0].id)) {
 		t.Error(err)
 	}

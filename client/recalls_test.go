@@ -251,13 +251,3 @@ func TestRecallsAreAskedFor(t *testing.T) {
 		return k != nil && k.position == 7
 	})
 }
-
-// eventually waits for what others do.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not so: " + what)
-		}
-	}
-}

@@ -182,14 +182,19 @@ func (w *worker) close() {
 
 // readAt reads from the worker x, on one of its connections. With replica, x is
 // to keep a replica.
-func (w *workers) readAt(ctx context.Context, x *worker, t *block.Ticket, p []byte, off int64, epoch uint64, replica bool) error {
+func (w *workers) readAt(ctx context.Context, x *worker, t *block.Ticket, r *piece, epoch uint64, replica bool) error {
 	began := time.Now()
 	c, err := x.slot(t).get(ctx, w, &x.member)
 	if err == nil {
-		err = c.readAt(ctx, t, p, off, blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch, Replica: replica})
+		o := blockio.ReadOptions{Priority: blockio.PriorityRead, PlacementEpoch: epoch, Replica: replica}
+		if r.in != nil && r.in.worker == x.id && c.places {
+			r.inPlace, err = c.readInPlace(ctx, t, r, o)
+		} else {
+			err = c.readAt(ctx, t, r.p, r.off, o)
+		}
 	}
 	if err == nil {
-		x.history.note(len(p), time.Since(began))
+		x.history.note(len(r.p), time.Since(began))
 	}
 	x.judge(ctx, err)
 	return err
@@ -291,6 +296,7 @@ func (w *workers) dial(ctx context.Context, m *member) (*dataConn, error) {
 	}
 	d := newDataConn(c, w.cfg.IdleHandles)
 	d.passes = c.Hello().Features&blockio.FeatureFD != 0
+	d.places = c.Hello().Features&blockio.FeatureInPlace != 0
 	return d, nil
 }
 
@@ -352,11 +358,18 @@ type wire interface {
 	OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) (handle uint32, err error)
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
-	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
+	passing
 	Touch(ctx context.Context, touches []blockio.Touch) error
 	Recalls(ctx context.Context, since uint64) (blockio.Recalls, error)
 	Close() error
 	Done() <-chan struct{}
+}
+
+// passing is what is used of it to read by local files.
+type passing interface {
+	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
+	PartialDescriptor(ctx context.Context, handle uint32) (f *os.File, base int64, mark uint64, err error)
+	ReadInPlace(ctx context.Context, handle uint32, p []byte, off int64, mark uint64, o blockio.ReadOptions) (inPlace bool, err error)
 }
 
 // dataConn is a connection and the files that are registered on it. A file is
@@ -366,6 +379,7 @@ type dataConn struct {
 	wire
 	maxIdle int
 	passes  bool // descriptors
+	places  bool // those of files that still fill
 
 	mu        sync.Mutex
 	handles   map[block.FileID]*handle

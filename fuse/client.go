@@ -30,6 +30,10 @@ type File interface {
 	// ReadAtContext fills p from off; it is short only with an error, which
 	// is io.EOF at the file's end.
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
+	// ReadInPlace is ReadAtContext that may leave the n bytes where they are: in
+	// a local file that fills, if d is not nil. That is the file's: it is good
+	// until Close, not to be closed, and nothing else may be read in it.
+	ReadInPlace(ctx context.Context, p []byte, off int64) (n int, d Descriptor, err error)
 	// Descriptor returns a local file that holds every byte of the version:
 	// errs.NotCached or errs.Unsupported if there is none, which is cheap to
 	// ask again, errs.Timeout if the worker does not say within a second.
@@ -65,6 +69,14 @@ func (s sdk) OpenEntry(ctx context.Context, e *client.Entry) (File, error) {
 }
 
 type sdkFile struct{ *client.File }
+
+func (f sdkFile) ReadInPlace(ctx context.Context, p []byte, off int64) (int, Descriptor, error) {
+	n, d, err := f.File.ReadInPlace(ctx, p, off)
+	if d == nil {
+		return n, nil, err
+	}
+	return n, d, err
+}
 
 func (f sdkFile) Descriptor(ctx context.Context) (Descriptor, error) {
 	d, err := f.File.Descriptor(ctx)

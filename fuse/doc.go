@@ -12,7 +12,8 @@
 // A file whose bytes are all in a local file of the cache is handed to the
 // kernel, which then reads it without this process (passthrough.go). All others
 // take the copy path: a READ is spliced or copied from the local file where
-// there is one by then (read.go, reply.go), else filled by the client.
+// there is one by then (read.go, reply.go), also from one that still fills once
+// the client says that the bytes are there, else filled by the client.
 //
 // Many small files are bound by what happens around their bytes: the readers
 // of the device have room to block (readers.go), and a directory that is opened

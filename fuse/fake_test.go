@@ -31,6 +31,9 @@ type fakeClient struct {
 	asked               atomic.Int64 // for descriptors
 	descriptors         atomic.Int64 // that are open
 	counted             atomic.Int64 // bytes read by descriptors
+	placed              atomic.Int64 // reads that were left in filling
+
+	filling Descriptor // of a local file that is not whole; nil if there is none
 
 	base, tail int64  // what else local files have before and behind
 	localFlags int    // of their opens
@@ -228,6 +231,20 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 		return int(n), io.EOF
 	}
 	return int(n), nil
+}
+
+// ReadInPlace leaves the bytes in fakeClient.filling, if that is set.
+func (f *fakeFile) ReadInPlace(ctx context.Context, p []byte, off int64) (int, Descriptor, error) {
+	if d := f.f.filling; d != nil && f.e.Size > off {
+		f.f.placed.Add(1)
+		n := min(int64(len(p)), f.e.Size-off)
+		if n < int64(len(p)) {
+			return int(n), d, io.EOF
+		}
+		return int(n), d, nil
+	}
+	n, err := f.ReadAtContext(ctx, p, off)
+	return n, nil, err
 }
 
 // silence is how long a silent worker is waited for.

@@ -49,12 +49,11 @@ func (f *fsys) read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte, o *op
 	if res := f.readLocal(o, o.local.seek(ctx, f.pass, o), buf[:want], off); res != nil {
 		return res, gofuse.OK
 	}
-	b, status := f.readAt(ctx, o, buf[:want], off)
-	if status != gofuse.OK {
-		return nil, status
+	res, status := f.readRemote(ctx, o, buf[:want], off)
+	if status == gofuse.OK {
+		f.metrics.readBytes.Add(float64(want))
 	}
-	f.metrics.readBytes.Add(float64(want))
-	return f.replies.of(b), gofuse.OK
+	return res, status
 }
 
 // readLocal answers with what the local file d has, or with nil if there is
@@ -64,28 +63,55 @@ func (f *fsys) readLocal(o *openFile, d Descriptor, buf []byte, off int64) gofus
 		return nil
 	}
 	want := int64(len(buf))
-	var res gofuse.ReadResult
-	if f.spliced.has(want) && !o.local.copied.Load() {
-		if p := f.replies.ofFile(f, o, d, off, want); p != nil {
-			res = p
-		}
-	}
+	res := f.readFile(o, d, buf, off)
 	if res == nil {
-		base, _ := d.Extent()
-		if !preadFull(d.FD(), buf, base+off) {
-			o.local.distrust()
-			return nil
-		}
-		res = f.replies.of(buf)
+		o.local.distrust()
+		return nil
 	}
 	d.Count(want)
 	f.metrics.readBytes.Add(float64(want))
 	return res
 }
 
+// readFile answers with bytes that the local file d has, or with nil if it
+// does not give them.
+func (f *fsys) readFile(o *openFile, d Descriptor, buf []byte, off int64) gofuse.ReadResult {
+	if want := int64(len(buf)); f.spliced.has(want) && !o.local.copied.Load() {
+		if p := f.replies.ofFile(f, o, d, off, want); p != nil {
+			return p
+		}
+	}
+	if base, _ := d.Extent(); !preadFull(d.FD(), buf, base+off) {
+		return nil
+	}
+	return f.replies.of(buf)
+}
+
+// readRemote answers with what the client brings, to buf or to a local file
+// that fills.
+func (f *fsys) readRemote(ctx context.Context, o *openFile, buf []byte, off int64) (gofuse.ReadResult, gofuse.Status) {
+	n, d, err := o.file.ReadInPlace(ctx, buf, off)
+	if d != nil && n == len(buf) {
+		if res := f.readFile(o, d, buf, off); res != nil {
+			return res, gofuse.OK
+		}
+		n, err = o.file.ReadAtContext(ctx, buf, off)
+	}
+	b, status := f.outcome(o, buf, n, err)
+	if status != gofuse.OK {
+		return nil, status
+	}
+	return f.replies.of(b), gofuse.OK
+}
+
 // readAt fills p through the client.
 func (f *fsys) readAt(ctx context.Context, o *openFile, p []byte, off int64) ([]byte, gofuse.Status) {
 	n, err := o.file.ReadAtContext(ctx, p, off)
+	return f.outcome(o, p, n, err)
+}
+
+// outcome answers with p, of which the client filled n bytes.
+func (f *fsys) outcome(o *openFile, p []byte, n int, err error) ([]byte, gofuse.Status) {
 	switch {
 	case n == len(p):
 		return p, gofuse.OK

@@ -43,7 +43,10 @@
 //
 // A file of which every page is there can be handed out (HandOut): somebody
 // else reads it by a descriptor of his own, which the store does not have to
-// remember, since it asks the kernel before it takes anything away.
+// remember, since it asks the kernel before it takes anything away. So can one
+// that still fills (inplace.go): a mark names the backing file, and who has the
+// descriptor asks with it which bytes are in there. They stay: a page that is
+// present is written only by a repair, and punched only with the proof.
 //
 // Invariants:
 //   - What is not in the ledger is not on the disk: bytes rounded to the file

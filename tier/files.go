@@ -20,9 +20,10 @@ type openFile struct {
 	vfs.File
 
 	part *part
-	refs int32       // handles and fills that use it; guarded by part.mu
-	used atomic.Bool // since the cache's hand last came by
-	slot int         // in the cache; -1 outside; guarded by fileCache.mu
+	refs int32         // handles and fills that use it; guarded by part.mu
+	mark atomic.Uint64 // that names the file; 0 until somebody asked
+	used atomic.Bool   // since the cache's hand last came by
+	slot int           // in the cache; -1 outside; guarded by fileCache.mu
 }
 
 // fileCache bounds the descriptors that are kept open without use.

@@ -454,8 +454,8 @@ func (d *dir) punchPage(f vfs.File, g block.Geometry, page int64) bool {
 // reads are checked; ReadAt serves then. The file must not be used after
 // Release.
 func (h *Handle) Section(off, n int64) (f *os.File, base int64, ok bool) {
-	e := block.Extent{Offset: off, Length: n}
-	if off < 0 || n <= 0 || e.End() > h.p.length || h.always {
+	e, ok := h.within(off, n)
+	if !ok {
 		return nil, 0, false
 	}
 	h.p.mu.Lock()
@@ -470,6 +470,13 @@ func (h *Handle) Section(off, n int64) (f *os.File, base int64, ok bool) {
 	}
 	f, ok = vfs.OSFile(file.File)
 	return f, off, ok
+}
+
+// within returns the extent [off, off+n), if it is one of the file, not empty,
+// and others than ReadAt may read it.
+func (h *Handle) within(off, n int64) (e block.Extent, ok bool) {
+	e = block.Extent{Offset: off, Length: n}
+	return e, off >= 0 && n > 0 && e.End() <= h.p.length && !h.always
 }
 
 // check verifies the pages of e that were not yet.

@@ -34,37 +34,59 @@ func (h *Handle) HandOut() (fd *os.File, base, length int64, err error) {
 	const op = "hand out"
 	p, d := h.p, h.dir()
 	g := p.geometry()
-	switch {
-	case h.always:
-		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.New("nobody checks what is read by a descriptor"))
-	case g.Length == 0:
-		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.New("an empty file has no backing file"))
-	case d == nil:
-		return nil, 0, 0, errs.E(errs.NotCached, op, p.path(), nil)
-	case h.first != 0 || h.end != g.Pages():
+	if err := h.mayHandOut(d); err != nil {
+		return nil, 0, 0, errs.Wrap(err, op, p.path())
+	}
+	if h.first != 0 || h.end != g.Pages() {
 		return nil, 0, 0, errs.E(errs.Invalid, op, p.path(), errors.New("the handle has a part of the file"))
-	case !d.canLease.Load():
-		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.New("the cache directory's file system has no leases"))
-	case d.ledger.state().held > int64(d.cfg.Capacity)/heldShare:
-		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.New("too much is held for who has files open that are out of the cache"))
 	}
 	if err := h.checkUnchecked(); err != nil {
 		return nil, 0, 0, errs.Wrap(err, op, p.path())
 	}
 	f, err := h.openAnew(d)
+	if fd, err = h.handedOut(d, f, err); err != nil {
+		return nil, 0, 0, err
+	}
+	return fd, 0, g.Length, nil
+}
+
+// mayHandOut returns why the file is not handed out whatever is cached of it;
+// nil if it may be. d is where the part is kept.
+func (h *Handle) mayHandOut(d *dir) error {
+	switch {
+	case h.always:
+		return errs.E(errs.Unsupported, "", "", errors.New("nobody checks what is read by a descriptor"))
+	case h.p.length == 0:
+		return errs.E(errs.Unsupported, "", "", errors.New("an empty file has no backing file"))
+	case d == nil:
+		return errs.NotCached
+	case !d.canLease.Load():
+		return errs.E(errs.Unsupported, "", "", errors.New("the cache directory's file system has no leases"))
+	case d.ledger.state().held > int64(d.cfg.Capacity)/heldShare:
+		return errs.E(errs.Unsupported, "", "", errors.New("too much is held for who has files open that are out of the cache"))
+	default:
+		return nil
+	}
+}
+
+// handedOut returns the descriptor of a file that was opened to be handed out,
+// or what its opening failed with.
+func (h *Handle) handedOut(d *dir, f vfs.File, err error) (*os.File, error) {
+	const op = "hand out"
+	p := h.p
 	switch {
 	case errors.Is(err, errs.NotCached):
-		return nil, 0, 0, errs.Wrap(err, op, p.path())
+		return nil, errs.Wrap(err, op, p.path())
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // not the disk's fault
-		return nil, 0, 0, errs.E(errs.Unavailable, op, p.path(), err)
+		return nil, errs.E(errs.Unavailable, op, p.path(), err)
 	case err != nil:
-		return nil, 0, 0, d.wrap(op, p, err)
+		return nil, d.wrap(op, p, err)
 	}
 	fd, ok := vfs.OSFile(f)
 	if !ok {
-		return nil, 0, 0, errs.E(errs.Unsupported, op, p.path(), errors.Join(errors.New("the file has no descriptor"), f.Close()))
+		return nil, errs.E(errs.Unsupported, op, p.path(), errors.Join(errors.New("the file has no descriptor"), f.Close()))
 	}
-	return fd, 0, g.Length, nil
+	return fd, nil
 }
 
 // dir returns where the part is kept; nil if nothing of it ever was.
@@ -74,21 +96,25 @@ func (h *Handle) dir() *dir {
 	return h.s.dirOf(h.p)
 }
 
-// openAnew opens the backing file, all of whose pages are present and checked,
-// by its name. An eviction, which takes the lease, holds the part's lock as
-// this does.
+// openAnew opens the backing file, all of whose pages are present and checked.
 func (h *Handle) openAnew(d *dir) (vfs.File, error) {
-	p := h.p
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.has(partDead) {
-		return nil, errs.E(errs.NotCached, "", "", errors.New("it was dropped from the cache"))
-	}
+	h.p.mu.Lock()
+	defer h.p.mu.Unlock()
 	switch page, err := h.unchecked(h.first); {
 	case err != nil:
 		return nil, err
 	case page < h.end:
 		return nil, errs.E(errs.NotCached, "", "", fmt.Errorf("page %d is to be checked again", page))
+	}
+	return h.openName(d)
+}
+
+// openName opens the backing file by its name. p.mu is held, as it is by an
+// eviction, which takes the lease.
+func (h *Handle) openName(d *dir) (vfs.File, error) {
+	p := h.p
+	if p.has(partDead) {
+		return nil, errs.E(errs.NotCached, "", "", errors.New("it was dropped from the cache"))
 	}
 	f, err := d.fs.OpenFile(d.partName(p.id), os.O_RDONLY|syscall.O_NOATIME|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
