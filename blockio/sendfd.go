@@ -25,7 +25,7 @@ func (r *request) descriptor() error {
 	if !ok {
 		return errs.E(errs.Unsupported, "pass a descriptor", "", errors.New("this server's files have none"))
 	}
-	f, base, length, err := d.Descriptor(r.ctx)
+	f, base, length, err := d.Descriptor(r.ctx, DescriptorOptions{Priority: r.head.Priority, Fill: r.head.Flags&flagFill != 0})
 	r.fd = f
 	switch {
 	case err != nil:

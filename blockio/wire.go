@@ -60,6 +60,7 @@ const noBlock = 0xFFFFFFFF
 // ignored. The high half is critical: a request with an unknown one is
 // refused with errs.Unsupported, a response with one ends the connection.
 const (
+	flagFill         uint32 = 1       // fetch a file of one page before its descriptor is passed
 	flagCachedOnly   uint32 = 1 << 16 // answer from the cache or with errs.NotCached
 	criticalFlags    uint32 = 0xFFFF0000
 	requestCritical         = flagCachedOnly

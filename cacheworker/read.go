@@ -74,13 +74,9 @@ func (f *openFile) Close() error {
 
 // Read implements blockio.File.
 func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio.Responder) error {
-	r := reader{w: f.w, t: f.t, geo: f.t.Geometry(), to: to, cachedOnly: req.CachedOnly, verify: f.verifies()}
-	switch req.Priority {
-	case blockio.PriorityRead:
-	case blockio.PriorityLoad:
-		r.urgent = urgentLoad
-	default:
-		r.urgent = urgentRepair
+	r := reader{
+		w: f.w, t: f.t, geo: f.t.Geometry(), to: to,
+		urgent: urgencyOf(req.Priority), cachedOnly: req.CachedOnly, verify: f.verifies(),
 	}
 	if req.Extent.Intersect(r.geo.Whole()) != req.Extent && !req.Extent.IsEmpty() {
 		return errs.E(errs.Invalid, "read", f.t.Path, fmt.Errorf("%v is not in the file of %d bytes", req.Extent, f.t.Length))
@@ -99,6 +95,18 @@ func (f *openFile) Read(ctx context.Context, req blockio.ReadRequest, to blockio
 		f.served(req, piece.Length)
 	}
 	return nil
+}
+
+// urgencyOf is how urgent a request is to be fetched for.
+func urgencyOf(p blockio.Priority) urgency {
+	switch p {
+	case blockio.PriorityRead:
+		return urgentRead
+	case blockio.PriorityLoad:
+		return urgentLoad
+	default:
+		return urgentRepair
+	}
 }
 
 // served counts bytes that were sent. What another worker asked for, that one

@@ -173,7 +173,7 @@ var errPassesNone = errors.New("it passes no descriptors to this process")
 
 // descriptor asks the worker, which is on this host, for the file's
 // descriptor. That it has none to give says nothing about the worker.
-func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*os.File, int64, error) {
+func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket, o blockio.DescriptorOptions) (*os.File, int64, error) {
 	x, err := w.get(m)
 	if err != nil {
 		return nil, 0, err
@@ -186,7 +186,7 @@ func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*
 	if !c.passes {
 		return nil, 0, errs.E(errs.Unsupported, "", "", errPassesNone)
 	}
-	return c.descriptor(ctx, t)
+	return c.descriptor(ctx, t, o)
 }
 
 // touch tells a worker which files were used through descriptors.
@@ -313,7 +313,7 @@ type wire interface {
 	OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) (handle uint32, err error)
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
-	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
+	Descriptor(ctx context.Context, handle uint32, o blockio.DescriptorOptions) (f *os.File, base int64, err error)
 	Touch(ctx context.Context, touches []blockio.Touch) error
 	Recalls(ctx context.Context, since uint64) (blockio.Recalls, error)
 	Close() error
@@ -371,13 +371,13 @@ func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off in
 	return err
 }
 
-func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket) (*os.File, int64, error) {
+func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket, o blockio.DescriptorOptions) (*os.File, int64, error) {
 	h, err := c.acquire(ctx, t, nil)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer c.release(h)
-	return c.Descriptor(ctx, h.id)
+	return c.Descriptor(ctx, h.id, o)
 }
 
 // firstRead is a read that goes with the registration of a file that is not
