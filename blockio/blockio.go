@@ -108,7 +108,16 @@ type Descriptors interface {
 	// length is the ticket's, and all bytes are there: a file that is not
 	// cached whole is errs.NotCached, one that may not be handed out
 	// errs.Unsupported. The descriptor is the caller's, who closes it.
-	Descriptor(ctx context.Context) (fd *os.File, base, length int64, err error)
+	Descriptor(ctx context.Context, o DescriptorOptions) (fd *os.File, base, length int64, err error)
+}
+
+// DescriptorOptions goes with the question for a descriptor.
+type DescriptorOptions struct {
+	// Priority is that of what is fetched.
+	Priority Priority
+	// Fill has a file of at most one page that is not cached fetched first, if
+	// that takes no longer than the question may.
+	Fill bool
 }
 
 // Toucher is a Handler that wants to know what is read through descriptors.

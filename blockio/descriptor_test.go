@@ -64,7 +64,7 @@ func TestDescriptor(t *testing.T) {
 	s := startServer(t, "unix", DefaultServerConfig(), oneFile(f))
 	c := s.dial(t)
 	h := mustOpen(t, c, "f", len(data))
-	fd, off, err := c.Descriptor(t.Context(), h)
+	fd, off, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 	if err != nil || off != base {
 		t.Fatalf("Descriptor: base %d, %v", off, err)
 	}
@@ -131,14 +131,14 @@ func TestDescriptorErrors(t *testing.T) {
 			f := &testFile{data: data, give: tt.give}
 			c := startServer(t, "unix", DefaultServerConfig(), oneFile(f)).dial(t)
 			h := mustOpen(t, c, "f", len(data))
-			fd, _, err := c.Descriptor(t.Context(), h)
+			fd, _, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 			if fd != nil || !errors.Is(err, tt.want) {
 				t.Errorf("Descriptor: %v, %v, want %v", fd, err, tt.want)
 			}
 			if _, err := c.ReadAt(t.Context(), h, make([]byte, 10), 0, ReadOptions{}); err != nil {
 				t.Errorf("the connection: %v", err)
 			}
-			if _, _, err := c.Descriptor(t.Context(), h+1); !errors.Is(err, errs.Invalid) {
+			if _, _, err := c.Descriptor(t.Context(), h+1, DescriptorOptions{}); !errors.Is(err, errs.Invalid) {
 				t.Errorf("Descriptor of a handle that is not open: %v", err)
 			}
 			noneLeft(t, disk)
@@ -169,7 +169,7 @@ func TestCanceledDescriptor(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	results := make(chan error, 1)
 	go func() {
-		_, _, err := c.Descriptor(ctx, h)
+		_, _, err := c.Descriptor(ctx, h, DescriptorOptions{})
 		results <- err
 	}()
 	for len(giving) == 0 {
@@ -180,7 +180,7 @@ func TestCanceledDescriptor(t *testing.T) {
 		t.Errorf("Descriptor: %v", err)
 	}
 	close(free)
-	fd, _, err := c.Descriptor(t.Context(), h) // behind the other's answer or before it
+	fd, _, err := c.Descriptor(t.Context(), h, DescriptorOptions{}) // behind the other's answer or before it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +205,7 @@ func TestDescriptorsOnTheWay(t *testing.T) {
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(round*i)*10*time.Microsecond)
 				defer cancel()
-				if fd, _, err := c.Descriptor(ctx, h); err == nil {
+				if fd, _, err := c.Descriptor(ctx, h, DescriptorOptions{}); err == nil {
 					fd.Close()
 				}
 			})
@@ -358,7 +358,7 @@ func TestLyingDescriptors(t *testing.T) {
 			hello.Features = ourFeatures
 			c := newConn(near, "pair", DefaultClientConfig(), hello)
 			h := mustOpen(t, c, "f", 1000)
-			fd, _, err := c.Descriptor(t.Context(), h)
+			fd, _, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 			if !errors.Is(err, tt.want) || (fd == nil) != (tt.want != nil) {
 				t.Errorf("Descriptor: %v, %v, want %v", fd, err, tt.want)
 			}
@@ -469,7 +469,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &low); err != nil {
 		t.Fatal(err)
 	}
-	got, _, err := c.Descriptor(t.Context(), h)
+	got, _, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 	if e := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); e != nil {
 		t.Fatal(e)
 	}
@@ -481,7 +481,7 @@ func TestNoDescriptorsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	fds <- fd
-	got, _, err = c.Descriptor(t.Context(), h)
+	got, _, err = c.Descriptor(t.Context(), h, DescriptorOptions{})
 	if err != nil {
 		t.Fatalf("the next one: %v", err)
 	}

@@ -187,7 +187,7 @@ func FuzzClientOps(f *testing.F) {
 				t.Errorf("handle %d, %v", handle, err)
 			}
 		case 2:
-			fd, base, err := c.Descriptor(t.Context(), h)
+			fd, base, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 			if (err == nil) != (fd != nil) || err == nil && (!pass || base != 0) {
 				t.Errorf("descriptor %v at %d, %v", fd, base, err)
 			}

@@ -39,6 +39,8 @@ type testFile struct {
 	closed atomic.Int32
 	// give is what Descriptor does; without it the file has none.
 	give func(ctx context.Context) (*os.File, int64, int64, error)
+	// want is what the last question for a descriptor wanted.
+	want atomic.Pointer[DescriptorOptions]
 	// hook replaces Read where a test wants something else.
 	hook readHook
 }
@@ -92,7 +94,8 @@ func (f *testFile) serve(req ReadRequest, w Responder) error {
 	return nil
 }
 
-func (f *testFile) Descriptor(ctx context.Context) (fd *os.File, base, length int64, err error) {
+func (f *testFile) Descriptor(ctx context.Context, o DescriptorOptions) (fd *os.File, base, length int64, err error) {
+	f.want.Store(&o)
 	if f.give == nil {
 		return nil, 0, 0, errs.E(errs.NotCached, "pass a descriptor", "", nil)
 	}

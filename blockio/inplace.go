@@ -51,7 +51,7 @@ func (c *Conn) PartialDescriptor(ctx context.Context, handle uint32) (f *os.File
 	if err := c.offers(FeatureInPlace, "pass a descriptor"); err != nil {
 		return nil, 0, 0, err
 	}
-	return c.askFD(ctx, handle, true)
+	return c.askFD(ctx, handle, DescriptorOptions{}, true)
 }
 
 // ReadInPlace is ReadAt, for at most Hello().MaxRead bytes, by who has the

@@ -275,28 +275,32 @@ func (c *Conn) readV(ctx context.Context, handle uint32, ranges []Range, sum int
 // reading alone, is the caller's, who closes it, and stays good after the
 // handle and the connection are closed.
 //
-// A file that is not cached whole is errs.NotCached. Without FeatureFD in
+// A file that is not cached whole is errs.NotCached; with o.Fill, only if it is
+// longer than a page or cannot be fetched in time. Without FeatureFD in
 // Hello, that is on TCP, it is errs.Unsupported, as for files that are not to
 // be handed out. When this process can have no more descriptors it is
 // errs.Unavailable.
-func (c *Conn) Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error) {
+func (c *Conn) Descriptor(ctx context.Context, handle uint32, o DescriptorOptions) (f *os.File, base int64, err error) {
 	if err := c.offers(FeatureFD, "pass a descriptor"); err != nil {
 		return nil, 0, err
 	}
-	f, base, _, err = c.askFD(ctx, handle, false)
+	f, base, _, err = c.askFD(ctx, handle, o, false)
 	return f, base, err
 }
 
 // askFD asks for a descriptor of a file that is whole, or of one to read in
 // place, which has a mark.
-func (c *Conn) askFD(ctx context.Context, handle uint32, inPlace bool) (f *os.File, base int64, mark uint64, err error) {
+func (c *Conn) askFD(ctx context.Context, handle uint32, o DescriptorOptions, inPlace bool) (f *os.File, base int64, mark uint64, err error) {
 	length, err := c.lengthOf(handle)
 	if err != nil {
 		return nil, 0, 0, err
 	}
 	k := c.newCall()
 	k.descriptor, k.inPlace, k.length, k.want = true, inPlace, length, descriptorSize
-	head := header{Op: opFD, Handle: handle, Block: noBlock}
+	head := header{Op: opFD, Priority: o.Priority, Handle: handle, Block: noBlock}
+	if o.Fill {
+		head.Flags |= flagFill
+	}
 	if inPlace {
 		head.Flags |= flagInPlace
 		k.want += markSize

@@ -444,6 +444,21 @@ func TestRecalls(t *testing.T) {
 	}
 }
 
+// What is wanted of a descriptor arrives.
+func TestDescriptorOptions(t *testing.T) {
+	f := &testFile{data: pattern(100)}
+	c := startServer(t, "unix", DefaultServerConfig(), oneFile(f)).dial(t)
+	handle := mustOpen(t, c, "f", 100)
+	for _, want := range []DescriptorOptions{{}, {Fill: true}, {Fill: true, Priority: PriorityLoad}, {Priority: PriorityRepair}} {
+		if _, _, err := c.Descriptor(t.Context(), handle, want); !errors.Is(err, errs.NotCached) {
+			t.Error(err)
+		}
+		if got := *f.want.Load(); got != want {
+			t.Errorf("%+v arrives as %+v", want, got)
+		}
+	}
+}
+
 // plainHandler is a Handler and nothing else.
 type plainHandler struct{ Handler }
 
@@ -462,7 +477,7 @@ func TestUnsupported(t *testing.T) {
 		if err := c.Touch(t.Context(), []Touch{{}}); !errors.Is(err, errs.Unsupported) {
 			t.Errorf("%s: Touch: %v", network, err)
 		}
-		if _, _, err := c.Descriptor(t.Context(), handle); !errors.Is(err, errs.Unsupported) {
+		if _, _, err := c.Descriptor(t.Context(), handle, DescriptorOptions{}); !errors.Is(err, errs.Unsupported) {
 			t.Errorf("%s: Descriptor: %v", network, err)
 		}
 		if _, err := c.Recalls(t.Context(), 0); !errors.Is(err, errs.Unsupported) {
@@ -533,7 +548,7 @@ func oneOp(t *testing.T, c *Conn, h uint32, data []byte, rng *rand.Rand, network
 		handle, err = c.OpenRead(t.Context(), ticketOf("f", int64(len(data))), rs[0].Buf, rs[0].Off, ReadOptions{})
 		c.CloseHandle(handle)
 	case op == 3 && network == "unix":
-		f, base, err := c.Descriptor(t.Context(), h)
+		f, base, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 		if err != nil {
 			return err
 		}

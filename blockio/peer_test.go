@@ -71,7 +71,7 @@ func TestDescriptorsByUser(t *testing.T) {
 			}
 			c := newConn(conn, addr, DefaultClientConfig(), hello)
 			defer c.Close()
-			fd, _, err := c.Descriptor(t.Context(), mustOpen(t, c, "f", len(data)))
+			fd, _, err := c.Descriptor(t.Context(), mustOpen(t, c, "f", len(data)), DescriptorOptions{})
 			if fd != nil {
 				defer fd.Close()
 			}

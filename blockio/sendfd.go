@@ -26,7 +26,7 @@ func (r *request) handOut() (f *os.File, base, length int64, mark uint64, err er
 			return p.PartialDescriptor(r.ctx)
 		}
 	} else if d, ok := r.handle.file.(Descriptors); ok {
-		f, base, length, err = d.Descriptor(r.ctx)
+		f, base, length, err = d.Descriptor(r.ctx, DescriptorOptions{Priority: r.head.Priority, Fill: r.head.Flags&flagFill != 0})
 		return f, base, length, 0, err
 	}
 	return nil, 0, 0, 0, errs.E(errs.Unsupported, "pass a descriptor", "", errors.New("this server's files have none"))

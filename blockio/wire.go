@@ -62,6 +62,7 @@ const noBlock = 0xFFFFFFFF
 // refused with errs.Unsupported, a response with one ends the connection.
 const (
 	flagReplica      uint32 = 1 << 0  // keep a replica, filled from the owner
+	flagFill         uint32 = 1 << 1  // fetch a file of one page before its descriptor is passed
 	flagCachedOnly   uint32 = 1 << 16 // answer from the cache or with errs.NotCached
 	flagReadThrough  uint32 = 1 << 17 // for a replica: fetch as the owner, or answer as to flagCachedOnly
 	flagInPlace      uint32 = 1 << 18 // of READ and FD: the client can read the server's file as it fills

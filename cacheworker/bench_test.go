@@ -53,14 +53,14 @@ func BenchmarkHit(b *testing.B) {
 			return err
 		})
 		run("descriptor"+in, few, func(i int) error {
-			fd, _, err := r.unix.Descriptor(b.Context(), handles[i])
+			fd, _, err := r.unix.Descriptor(b.Context(), handles[i], blockio.DescriptorOptions{})
 			if err != nil {
 				return err
 			}
 			return fd.Close()
 		})
 		run("descriptor and read 100 KiB"+in, few, func(i int) error {
-			fd, base, err := r.unix.Descriptor(b.Context(), handles[i])
+			fd, base, err := r.unix.Descriptor(b.Context(), handles[i], blockio.DescriptorOptions{})
 			if err != nil {
 				return err
 			}

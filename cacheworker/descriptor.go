@@ -5,15 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
+	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
 	"millrace/tier"
 )
 
+// fillPatience bounds how long the question for a descriptor waits for a file to
+// be fetched: less than those who ask wait for any answer. The fetch goes on,
+// and whoever reads the file meanwhile waits for it.
+const fillPatience = 700 * time.Millisecond
+
 // Descriptor implements blockio.Descriptors: the file's backing file, if all
-// of it is cached here.
-func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64, err error) {
+// of it is cached here, or is to be fetched first and comes in time.
+func (f *openFile) Descriptor(ctx context.Context, o blockio.DescriptorOptions) (fd *os.File, base, length int64, err error) {
 	const op = "hand out"
 	if err := f.mayHandOut(); err != nil {
 		return nil, 0, 0, errs.Wrap(err, op, f.t.Path)
@@ -30,6 +37,11 @@ func (f *openFile) Descriptor(context.Context) (fd *os.File, base, length int64,
 		return nil, 0, 0, err
 	}
 	defer h.Release()
+	if o.Fill && f.t.Length <= block.PageSize && f.t.Length > 0 {
+		if err := f.fill(ctx, h, o.Priority); err != nil {
+			return nil, 0, 0, errs.E(errs.NotCached, op, f.t.Path, err)
+		}
+	}
 	fd, base, length, err = h.HandOut()
 	if errors.Is(err, errs.Corrupt) { // a page was damaged; it is fetched anew by who reads it
 		return nil, 0, 0, errs.E(errs.NotCached, op, f.t.Path, err)
@@ -50,6 +62,17 @@ func (f *openFile) mayHandOut() error {
 	default:
 		return nil
 	}
+}
+
+// fill fetches the one page of a file that is absent.
+func (f *openFile) fill(ctx context.Context, h *tier.Handle, p blockio.Priority) error {
+	if h.Has(0) {
+		return nil
+	}
+	f.w.counters.pageMisses.Add(1)
+	ctx, cancel := context.WithTimeout(ctx, fillPatience)
+	defer cancel()
+	return f.w.fetcher.ensure(ctx, f.t, h, 0, 1, urgencyOf(p))
 }
 
 // Touch implements blockio.Toucher. Files that the worker does not know are

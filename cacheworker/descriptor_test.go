@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,9 +21,14 @@ import (
 // descriptor asks for the descriptor of tk over the Unix socket.
 func (r *rig) descriptor(tk *block.Ticket) (*os.File, error) {
 	r.t.Helper()
+	return r.descriptorWith(tk, blockio.DescriptorOptions{})
+}
+
+func (r *rig) descriptorWith(tk *block.Ticket, o blockio.DescriptorOptions) (*os.File, error) {
+	r.t.Helper()
 	h := r.open(r.unix, tk)
 	defer r.unix.CloseHandle(h)
-	fd, base, err := r.unix.Descriptor(r.t.Context(), h)
+	fd, base, err := r.unix.Descriptor(r.t.Context(), h, o)
 	if err == nil && base != 0 {
 		r.t.Errorf("the bytes begin at %d", base)
 	}
@@ -64,7 +70,7 @@ func TestDescriptors(t *testing.T) {
 	if n := r.w.counters.handedOut.Load(); n == 0 {
 		t.Error("it is not counted")
 	}
-	if _, _, err := r.conn.Descriptor(t.Context(), r.open(r.conn, tk)); !errors.Is(err, errs.Unsupported) {
+	if _, _, err := r.conn.Descriptor(t.Context(), r.open(r.conn, tk), blockio.DescriptorOptions{}); !errors.Is(err, errs.Unsupported) {
 		t.Errorf("over TCP: %v", err)
 	}
 
@@ -133,7 +139,7 @@ func TestDescriptorOfAHugeFile(t *testing.T) {
 		t.Fatal("it has no descriptors")
 	}
 	if n := testing.AllocsPerRun(3, func() {
-		if _, _, _, err := f.Descriptor(t.Context()); !errors.Is(err, errs.NotCached) {
+		if _, _, _, err := f.Descriptor(t.Context(), blockio.DescriptorOptions{}); !errors.Is(err, errs.NotCached) {
 			t.Fatal(err)
 		}
 	}); n > 100 {
@@ -274,5 +280,87 @@ func TestRecalls(t *testing.T) {
 	}
 	if _, err := r.conn.Recalls(t.Context(), 0); !errors.Is(err, errs.Unsupported) {
 		t.Errorf("over TCP: %v", err)
+	}
+}
+
+// TestFilledDescriptor checks that a small file is fetched for its descriptor,
+// with one request for all who ask for it and read it.
+func TestFilledDescriptor(t *testing.T) {
+	for _, p := range []blockio.Priority{blockio.PriorityRead, blockio.PriorityLoad} {
+		t.Run(p.String(), func(t *testing.T) {
+			r := newRig(t, rigOptions{})
+			tk := r.store.put("f", "v1", block.PageSize)
+			fill := blockio.DescriptorOptions{Fill: true, Priority: p}
+			var together sync.WaitGroup
+			for range 4 {
+				together.Go(func() {
+					fd, err := r.descriptorWith(tk, fill)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer fd.Close()
+					r.sameBytes(fd, r.store.part("f", tk.Geometry().Whole()))
+				})
+				together.Go(func() { r.mustRead(tk, tk.Geometry().Whole()) })
+			}
+			together.Wait()
+			r.fetched(1, tk.Length)
+		})
+	}
+}
+
+// TestNotFilledDescriptor lists what is not fetched for a descriptor.
+func TestNotFilledDescriptor(t *testing.T) {
+	for name, tc := range map[string]struct {
+		length    int64
+		unsettled bool
+		options   map[string]string
+		want      error
+	}{
+		"two pages": {length: block.PageSize + 1, want: errs.NotCached},
+		"empty":     {want: errs.Unsupported},
+		"unsettled": {length: 100, unsettled: true, want: errs.Unsupported},
+		"verified":  {length: 100, options: map[string]string{ufs.OptionVerify: ufs.VerifyAlways}, want: errs.Unsupported},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, rigOptions{options: tc.options})
+			tk := r.store.put("f", "v1", tc.length)
+			tk.Unsettled = tc.unsettled
+			if _, err := r.descriptorWith(tk, blockio.DescriptorOptions{Fill: true}); !errors.Is(err, tc.want) {
+				t.Errorf("%v, want %v", err, tc.want)
+			}
+			r.fetched(0, 0)
+		})
+	}
+}
+
+// TestSlowFill checks that the question for a descriptor does not wait long for
+// an under-store, and that what it began is what the reads behind it get. An
+// under-store that fails is the readers' to meet.
+func TestSlowFill(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	tk := r.store.put("f", "v1", 1000)
+	release := make(chan struct{})
+	r.store.setBefore(func(ctx context.Context, _ ufs.Object, _ block.Extent) error {
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	fill := blockio.DescriptorOptions{Fill: true}
+	if _, err := r.descriptorWith(tk, fill); !errors.Is(err, errs.NotCached) {
+		t.Errorf("of a file that does not come: %v", err)
+	}
+	close(release)
+	r.mustRead(tk, tk.Geometry().Whole())
+	r.fetched(1, tk.Length)
+
+	r.store.setBefore(func(context.Context, ufs.Object, block.Extent) error { return errs.Stale })
+	other := r.store.put("g", "v1", 1000)
+	if _, err := r.descriptorWith(other, fill); !errors.Is(err, errs.NotCached) {
+		t.Errorf("of a file that is gone: %v", err)
 	}
 }

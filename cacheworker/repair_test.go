@@ -71,7 +71,7 @@ func TestVerifyPolicyChanges(t *testing.T) {
 	r.mustRead(tk, tk.Geometry().Whole())
 	h := r.open(r.unix, tk)
 	defer r.unix.CloseHandle(h)
-	fd, _, err := r.unix.Descriptor(t.Context(), h)
+	fd, _, err := r.unix.Descriptor(t.Context(), h, blockio.DescriptorOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestVerifyPolicyChanges(t *testing.T) {
 	if err := r.w.mounts.apply(mounts); err != nil {
 		t.Fatal(err)
 	}
-	if fd, _, err := r.unix.Descriptor(t.Context(), h); errs.KindOf(err) != errs.Unsupported {
+	if fd, _, err := r.unix.Descriptor(t.Context(), h, blockio.DescriptorOptions{}); errs.KindOf(err) != errs.Unsupported {
 		t.Errorf("a descriptor, by which nobody checks: %v, %v", fd, err)
 	}
 	damage(t, r.dir, r.store.data("f")[at:at+64])

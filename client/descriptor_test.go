@@ -22,8 +22,9 @@ import (
 type localWorker struct {
 	*fakeWorker
 
-	dir   string
-	asked atomic.Int64
+	dir    string
+	asked  atomic.Int64 // for descriptors
+	filled atomic.Int64 // of asked: and to fetch the file first
 
 	mu      sync.Mutex
 	refuse  error
@@ -90,8 +91,11 @@ type localFile struct {
 }
 
 // Descriptor hands out a file with the bytes behind a base of one page.
-func (f *localFile) Descriptor(context.Context) (*os.File, int64, int64, error) {
+func (f *localFile) Descriptor(_ context.Context, o blockio.DescriptorOptions) (*os.File, int64, int64, error) {
 	f.w.asked.Add(1)
+	if o.Fill {
+		f.w.filled.Add(1)
+	}
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	if f.w.refuse != nil {
@@ -330,6 +334,30 @@ func TestDescriptorIsAskedForAnew(t *testing.T) {
 	}
 }
 
+// A worker is asked to fetch a file for its descriptor by who says so, and for
+// descriptors that are prepared.
+func TestFillDescriptor(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	c := cl.dial(t)
+	for i, ask := range []func(*File, context.Context) (*Descriptor, error){(*File).Descriptor, (*File).FillDescriptor} {
+		p := fmt.Sprintf("/f%d", i)
+		cl.master.addFile(p, "1", 1000, block.DefaultBlockSize, time.Time{})
+		f, err := c.Open(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		d, err := ask(f, t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if n := w.filled.Load(); n != int64(i) {
+			t.Errorf("%d files were to be fetched, want %d", n, i)
+		}
+	}
+}
+
 // Reads go on through the worker where descriptors are switched off, and where
 // one fails.
 func TestReadWithoutDescriptor(t *testing.T) {
@@ -494,5 +522,38 @@ func TestPrepareDescriptors(t *testing.T) {
 	c.PrepareDescriptors(entries)
 	if n := len(c.descriptors.files); n != 0 {
 		t.Errorf("%d descriptors are left", n)
+	}
+}
+
+// Only the first owner of a file fetches it for its descriptor: another one of
+// this host hands out what it has.
+func TestFillDescriptorOfOwner(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	far := &fakeWorker{id: "far"}
+	cl.stops = append(cl.stops, far.serve(t, "127.0.0.1:0", ""))
+	cl.workers = append(cl.workers, far)
+	cl.announce()
+	c := cl.dial(t)
+	var owned, asked int64
+	for i := range 20 {
+		p := fmt.Sprintf("/f%d", i)
+		tk := cl.master.addFile(p, "1", 1000, block.DefaultBlockSize, time.Time{})
+		f, err := c.Open(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		d, err := f.FillDescriptor(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		asked++
+		if cl.owner(tk, 0, 0) == 0 {
+			owned++
+		}
+	}
+	if w.asked.Load() != asked || w.filled.Load() != owned || owned == 0 || owned == asked {
+		t.Errorf("%d questions, %d of them to fetch it, for %d files of which it owns %d", w.asked.Load(), w.filled.Load(), asked, owned)
 	}
 }

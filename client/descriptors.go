@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"millrace/block"
+	"millrace/blockio"
 	"millrace/internal/errs"
 )
 
@@ -177,6 +178,18 @@ func shareOfFiles(limit uint64) int {
 // worker. errs.Timeout: the worker did not answer within a second, or ctx
 // ended. Answers are remembered for a moment. Other errors are the worker's.
 func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
+	return f.descriptor(ctx, blockio.DescriptorOptions{})
+}
+
+// FillDescriptor is Descriptor for who is about to read all of the file: if it
+// has at most one page, and is to be cached on this host, it is fetched first,
+// as far as that is done within the second. What is fetched then is what reads
+// would have.
+func (f *File) FillDescriptor(ctx context.Context) (*Descriptor, error) {
+	return f.descriptor(ctx, blockio.DescriptorOptions{Fill: true})
+}
+
+func (f *File) descriptor(ctx context.Context, o blockio.DescriptorOptions) (*Descriptor, error) {
 	const op = "open the cached file of"
 	switch {
 	case f.closed.Load():
@@ -187,7 +200,7 @@ func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 	s := f.c.descriptors
 	d, err := s.take(f.entry.FileID)
 	if d == nil && err == nil {
-		d, err = f.askDescriptor(ctx)
+		d, err = f.askDescriptor(ctx, o)
 	}
 	if err != nil {
 		return nil, errs.Wrap(err, op, f.entry.Path)
@@ -197,18 +210,20 @@ func (f *File) Descriptor(ctx context.Context) (*Descriptor, error) {
 }
 
 // askDescriptor asks the worker; take has made room for the answer.
-func (f *File) askDescriptor(ctx context.Context) (*Descriptor, error) {
+func (f *File) askDescriptor(ctx context.Context, o blockio.DescriptorOptions) (*Descriptor, error) {
 	within := f.c.attempts.begin(ctx, time.Now().Add(askTimeout))
 	defer within.end()
 	shared := f.c.descriptors.question(f.entry)
-	err := f.fetchDescriptor(within, shared) //nolint:contextcheck // within is made of ctx
+	err := f.fetchDescriptor(within, shared, o) //nolint:contextcheck // within is made of ctx
 	return f.c.descriptors.answered(shared, err, ctx.Err() == nil)
 }
 
 // PrepareDescriptors gets the descriptors of files that are likely to be opened
 // soon, as far as workers of this host have them and there is room, beside the
-// caller and many at once. It is a hint: errors are nobody's.
+// caller and many at once. Files of at most a page are fetched for it, as by
+// FillDescriptor. It is a hint: errors are nobody's.
 func (c *Client) PrepareDescriptors(entries []*Entry) {
+	ahead := blockio.DescriptorOptions{Fill: true, Priority: blockio.PriorityLoad}
 	c.background(func(ctx context.Context) {
 		var group errgroup.Group
 		group.SetLimit(prepareParallel)
@@ -222,7 +237,7 @@ func (c *Client) PrepareDescriptors(entries []*Entry) {
 				shared := c.descriptors.question(e)
 				within := c.attempts.begin(ctx, time.Now().Add(askTimeout))
 				defer within.end()
-				err := f.fetchDescriptor(within, shared) //nolint:contextcheck // within is made of ctx
+				err := f.fetchDescriptor(within, shared, ahead) //nolint:contextcheck // within is made of ctx
 				c.descriptors.prepared(shared, err, ctx.Err() == nil)
 				return nil
 			})
@@ -231,8 +246,10 @@ func (c *Client) PrepareDescriptors(entries []*Entry) {
 	})
 }
 
-// fetchDescriptor fills in what the first owner on this host hands out.
-func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
+// fetchDescriptor fills in what the first owner on this host hands out. Only the
+// first of all owners is to fetch the file for it: the others have it only when
+// that one fails, and a replica is filled by reads.
+func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile, o blockio.DescriptorOptions) error {
 	t, err := f.validTicket(ctx)
 	if err != nil {
 		return err
@@ -248,7 +265,8 @@ func (f *File) fetchDescriptor(ctx context.Context, to *sharedFile) error {
 			continue
 		}
 		to.worker = w.id
-		if to.file, to.base, err = f.c.workers.descriptor(ctx, w, t); !errors.Is(err, errPassesNone) {
+		o.Fill = o.Fill && i == 0 && !w.replica
+		if to.file, to.base, err = f.c.workers.descriptor(ctx, w, t, o); !errors.Is(err, errPassesNone) {
 			return err
 		}
 	}

@@ -17,10 +17,12 @@
 // Short-circuit (descriptors.go, local.go): a worker of this host hands out
 // descriptors of files that it has cached whole. They are shared, counted and
 // bounded; a File reads from one where there is one, and asks for one beside
-// its reads. Those of files that are likely to be opened soon can be prepared.
-// A longer file that the worker still fetches is read by one as well: the
-// worker tells each read that its bytes are there (inplace.go).
-// The workers are told of what is read by them.
+// its reads. Those of files that are likely to be opened soon can be prepared,
+// and small files can be fetched for theirs. A longer file that the worker still
+// fetches is read by one as well: the worker tells each read that its bytes are
+// there (inplace.go). The workers are told of what is read by them, and say what
+// they want back (recalls.go): until then those that nobody uses are kept for
+// who reads the file next.
 //
 // Invariants:
 //   - A File reads one version: bytes of another are never mixed in. A
@@ -30,6 +32,9 @@
 //     the repetition (idempotency key), or surely did not do it.
 //   - A read never waits for a descriptor. One that fails is not used again,
 //     and the worker serves; one that is out needs no worker.
+//   - A descriptor that its worker wants back is given to no new user behind
+//     its last one, and closed when nobody uses it: a few seconds later at the
+//     most, and without an answer of the worker as if all had been wanted back.
 //   - Every call ends: by its context, or when the retry budget is spent.
 //   - Every goroutine is owned by the Client and has ended when Close returns.
 package client

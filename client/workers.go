@@ -219,7 +219,7 @@ var errPassesNone = errors.New("it passes no descriptors to this process")
 
 // descriptor asks the worker, which is on this host, for the file's
 // descriptor. That it has none to give says nothing about the worker.
-func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*os.File, int64, error) {
+func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket, o blockio.DescriptorOptions) (*os.File, int64, error) {
 	x, err := w.get(m)
 	if err != nil {
 		return nil, 0, err
@@ -232,7 +232,7 @@ func (w *workers) descriptor(ctx context.Context, m *member, t *block.Ticket) (*
 	if !c.passes {
 		return nil, 0, errs.E(errs.Unsupported, "", "", errPassesNone)
 	}
-	return c.descriptor(ctx, t)
+	return c.descriptor(ctx, t, o)
 }
 
 // touch tells a worker which files were used through descriptors.
@@ -367,7 +367,7 @@ type wire interface {
 
 // passing is what is used of it to read by local files.
 type passing interface {
-	Descriptor(ctx context.Context, handle uint32) (f *os.File, base int64, err error)
+	Descriptor(ctx context.Context, handle uint32, o blockio.DescriptorOptions) (f *os.File, base int64, err error)
 	PartialDescriptor(ctx context.Context, handle uint32) (f *os.File, base int64, mark uint64, err error)
 	ReadInPlace(ctx context.Context, handle uint32, p []byte, off int64, mark uint64, o blockio.ReadOptions) (inPlace bool, err error)
 }
@@ -424,13 +424,13 @@ func (c *dataConn) readAt(ctx context.Context, t *block.Ticket, p []byte, off in
 	return err
 }
 
-func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket) (*os.File, int64, error) {
+func (c *dataConn) descriptor(ctx context.Context, t *block.Ticket, o blockio.DescriptorOptions) (*os.File, int64, error) {
 	h, err := c.acquire(ctx, t, nil)
 	if err != nil {
 		return nil, 0, err
 	}
 	defer c.release(h)
-	return c.Descriptor(ctx, h.id)
+	return c.Descriptor(ctx, h.id, o)
 }
 
 // firstRead is a read that goes with the registration of a file that is not

@@ -19,7 +19,8 @@ type Client interface {
 	// OpenEntry opens the version of a file that e has the ticket of.
 	OpenEntry(ctx context.Context, e *client.Entry) (File, error)
 	// PrepareDescriptors begins to get the descriptors of files that are likely
-	// to be opened soon, and returns at once.
+	// to be opened soon, and to fetch those of at most a page for it, and returns
+	// at once.
 	PrepareDescriptors(entries []*client.Entry)
 	// CountOpen counts an open that was given to a program.
 	CountOpen(passthrough bool)
@@ -36,8 +37,10 @@ type File interface {
 	ReadInPlace(ctx context.Context, p []byte, off int64) (n int, d Descriptor, err error)
 	// Descriptor returns a local file that holds every byte of the version:
 	// errs.NotCached or errs.Unsupported if there is none, which is cheap to
-	// ask again, errs.Timeout if the worker does not say within a second.
-	Descriptor(ctx context.Context) (Descriptor, error)
+	// ask again, errs.Timeout if the worker does not say within a second. With
+	// fill, a file of at most a page that is to be cached on this host is
+	// fetched first.
+	Descriptor(ctx context.Context, fill bool) (Descriptor, error)
 	Close() error
 }
 
@@ -78,8 +81,12 @@ func (f sdkFile) ReadInPlace(ctx context.Context, p []byte, off int64) (int, Des
 	return n, d, err
 }
 
-func (f sdkFile) Descriptor(ctx context.Context) (Descriptor, error) {
-	d, err := f.File.Descriptor(ctx)
+func (f sdkFile) Descriptor(ctx context.Context, fill bool) (Descriptor, error) {
+	ask := f.File.Descriptor
+	if fill {
+		ask = f.FillDescriptor
+	}
+	d, err := ask(ctx)
 	if err != nil {
 		return nil, err
 	}

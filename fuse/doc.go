@@ -16,9 +16,10 @@
 // the client says that the bytes are there, else filled by the client.
 //
 // Many small files are bound by what happens around their bytes: the readers
-// of the device have room to block (readers.go), and a directory that is opened
-// in order has the local files of what comes next asked for ahead
-// (openahead.go). Names that are looked up one by one cost a question to a
+// of the device have room to block (readers.go), an OPEN of one that is not
+// cached waits a moment for the worker to fetch it and hand it out, and a
+// directory that is opened in order has the local files of what comes next asked
+// for ahead, and fetched (openahead.go). Names that are looked up one by one cost a question to a
 // master each, so the directory of several such names is listed beside them
 // (siblings.go).
 //

@@ -29,6 +29,7 @@ type fakeClient struct {
 	reads               atomic.Int64 // of File.ReadAtContext
 	passed              atomic.Int64 // of opens
 	asked               atomic.Int64 // for descriptors
+	filled              atomic.Int64 // of asked: with the file fetched first
 	descriptors         atomic.Int64 // that are open
 	counted             atomic.Int64 // bytes read by descriptors
 	placed              atomic.Int64 // reads that were left in filling
@@ -251,8 +252,11 @@ func (f *fakeFile) ReadInPlace(ctx context.Context, p []byte, off int64) (int, D
 const silence = time.Second
 
 // Descriptor gives a file in fakeClient.local, if that is set.
-func (f *fakeFile) Descriptor(ctx context.Context) (Descriptor, error) {
+func (f *fakeFile) Descriptor(ctx context.Context, fill bool) (Descriptor, error) {
 	f.f.asked.Add(1)
+	if fill {
+		f.f.filled.Add(1)
+	}
 	if f.f.meanwhile != nil {
 		f.f.meanwhile()
 	}

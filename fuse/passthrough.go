@@ -124,7 +124,7 @@ func (p *passthrough) enter(ctx context.Context, n *node, file File) (int32, rea
 		p.renew(ctx, n, file)
 		return 0, openBefore
 	}
-	d, why := p.descriptor(ctx, n, file)
+	d, why := p.descriptor(ctx, n, file, true) // who opens a small file reads it
 	id, kept := p.decide(n, d, &why)
 	if d != nil && !kept {
 		_ = d.Close() // nothing was written
@@ -148,12 +148,13 @@ func (p *passthrough) join(n *node, begin bool) (id int32, joined bool) {
 	return n.opening.backing, true
 }
 
-// descriptor returns the local file of a node, if it can back the node.
-func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descriptor, reason) {
+// descriptor returns the local file of a node, if it can back the node. With
+// fill, a small one that is not cached is fetched first.
+func (p *passthrough) descriptor(ctx context.Context, n *node, file File, fill bool) (Descriptor, reason) {
 	if n.size == 0 {
 		return nil, empty
 	}
-	d, err := p.ask(ctx, n, file)
+	d, err := p.ask(ctx, n, file, fill)
 	switch kind := errs.KindOf(err); {
 	case kind == errs.NotCached:
 		return nil, notCached
@@ -167,11 +168,11 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File) (Descr
 }
 
 // ask asks for the local file of an open file, unless a worker hangs.
-func (p *passthrough) ask(ctx context.Context, n *node, file File) (Descriptor, error) {
+func (p *passthrough) ask(ctx context.Context, n *node, file File, fill bool) (Descriptor, error) {
 	if time.Now().UnixNano() < p.silentUntil.Load() {
 		return nil, errs.E(errs.Unavailable, "", "", errors.New("a worker was silent a moment ago"))
 	}
-	d, err := file.Descriptor(ctx)
+	d, err := file.Descriptor(ctx, fill)
 	if err != nil && errs.KindOf(err) == errs.Timeout && ctx.Err() == nil {
 		p.silentUntil.Store(time.Now().Add(descriptorPause).UnixNano())
 	}
@@ -284,7 +285,7 @@ func (p *passthrough) renew(ctx context.Context, n *node, file File) {
 	if !p.mayAsk(n) {
 		return
 	}
-	d, _ := p.descriptor(ctx, n, file)
+	d, _ := p.descriptor(ctx, n, file, false)
 	if d == nil {
 		return
 	}

@@ -689,3 +689,30 @@ func TestLateOpensOfAReplacedNode(t *testing.T) {
 		t.Errorf("%d backing files and %d descriptors are left", len(k.registered), c.descriptors.Load())
 	}
 }
+
+// TestOpenFillsSmallFiles: an OPEN has a file that is not cached fetched for its
+// local file; questions for other causes than an OPEN do not.
+func TestOpenFillsSmallFiles(t *testing.T) {
+	c := localFake(t)
+	c.put("/x", 1000, "v1")
+	f := newTestFsys(t, c)
+	k := &fakeBacker{}
+	f.withBacker(k)
+	c.setLocal(false)
+	x, _ := f.lookup(t, rootID, "x")
+	first, _ := f.open(x.NodeId, os.O_RDONLY)
+	if c.asked.Load() != 1 || c.filled.Load() != 1 {
+		t.Fatalf("%d questions, %d of them to fetch it", c.asked.Load(), c.filled.Load())
+	}
+	n := f.table.get(x.NodeId)
+	s := f.table.shardOf(n)
+	s.mu.Lock()
+	n.opening.asked = time.Time{} // long ago
+	s.mu.Unlock()
+	second, _ := f.open(x.NodeId, os.O_RDONLY)
+	if c.asked.Load() != 2 || c.filled.Load() != 1 {
+		t.Errorf("%d questions, %d of them to fetch it", c.asked.Load(), c.filled.Load())
+	}
+	f.close(first)
+	f.close(second)
+}

@@ -165,7 +165,7 @@ func (l *local) seek(ctx context.Context, p *passthrough, o *openFile) Descripto
 	if !l.later(time.Now()) {
 		return nil
 	}
-	d, err := p.ask(ctx, o.node, o.file)
+	d, err := p.ask(ctx, o.node, o.file, false)
 	if err != nil {
 		return nil // it is not here: the client knows where it is
 	}

@@ -43,10 +43,13 @@
 //
 // A file of which every page is there can be handed out (HandOut): somebody
 // else reads it by a descriptor of his own, which the store does not have to
-// remember, since it asks the kernel before it takes anything away. So can one
-// that still fills (inplace.go): a mark names the backing file, and who has the
-// descriptor asks with it which bytes are in there. They stay: a page that is
-// present is written only by a repair, and punched only with the proof.
+// remember, since it asks the kernel before it takes anything away. What is then
+// in the way, and what it would not hand out any more, it recalls (recall.go):
+// whoever keeps descriptors that he does not use asks for that list. One that
+// still fills can be handed out as well (inplace.go): a mark names the backing
+// file, and who has the descriptor asks with it which bytes are in there. They
+// stay: a page that is present is written only by a repair, and punched only
+// with the proof.
 //
 // Invariants:
 //   - What is not in the ledger is not on the disk: bytes rounded to the file
