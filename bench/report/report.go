@@ -65,8 +65,9 @@ type report struct {
 	noPython   error  // why there is none
 	procs      []proc // whose CPU time is measured
 	wires      []*wire
-	network    *rig.Network // nil without one
-	noNetwork  error        // why there is none
+	network    *rig.Network                          // nil without one
+	noNetwork  error                                 // why there is none
+	replay     func(run int) (hits float64, ok bool) // of eviction
 	samples    map[string][]sample
 	peak       map[string]int64 // bytes; the most memory of processes
 }
@@ -88,7 +89,7 @@ func run(ctx context.Context, args []string) (err error) {
 	r := &report{
 		settings: s, log: os.Stderr,
 		big: rig.Big(1, int64(s.big)), small: rig.Small(s.small, smallSize),
-		samples: map[string][]sample{}, peak: map[string]int64{},
+		samples: map[string][]sample{}, peak: map[string]int64{}, replay: epochHits,
 	}
 	data := r.big.Bytes() + r.small.Bytes()
 	if err := haveRoom(s.dir, 4*data); err != nil {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -45,9 +44,10 @@ func (r *report) results(began time.Time) *results {
 		Large: r.settings.big, Small: len(r.small.Objects),
 		Peak: map[string]float64{}, Missing: r.missing(),
 	}
+	var judged []target
 	for _, t := range r.targets() {
 		if v, ok := t.judge(r.runs); ok {
-			out.Targets = append(out.Targets, v)
+			judged, out.Targets = append(judged, t), append(out.Targets, v)
 		}
 	}
 	for _, s := range r.steps(0) {
@@ -56,6 +56,7 @@ func (r *report) results(began time.Time) *results {
 		m.Slowest, m.Median, m.Fastest = rates[0], median(rates), rates[len(rates)-1]
 		out.Steps = append(out.Steps, m)
 	}
+	explain(judged, out.Targets, out.Steps)
 	for name, n := range r.peak {
 		out.Peak[name] = float64(n) / (1 << 20)
 	}
@@ -85,6 +86,7 @@ func (r *results) print(w io.Writer) {
 	for _, what := range r.Missing {
 		fmt.Fprintln(w, "Not measured:", what)
 	}
+	r.printReasons(w)
 	fmt.Fprintln(w)
 	t = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "measurement\trate a second\t\tCPU seconds: mount\tworker\tmaster\treader\tbare mount\tS3 server\tGET\tHEAD\tother\t")
@@ -108,20 +110,18 @@ func (m *measured) print(w io.Writer) {
 		}
 		return fmt.Sprintf("%.2f", v)
 	}
-	ends := func(suffix string) func(string) bool {
-		return func(name string) bool { return strings.HasSuffix(name, suffix) }
-	}
 	count := func(of func(sample) int64) string {
 		if n := m.median(func(s sample) float64 { return float64(of(s)) }); n > 0 {
 			return fmt.Sprintf("%.0f", n)
 		}
 		return "-"
 	}
-	fmt.Fprintf(w, "%s\t%s %s\t(%s to %s)\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t\n",
-		m.Name, figure(m.Median), m.Unit, figure(m.Slowest), figure(m.Fastest),
-		cpu(ends("-mount")), cpu(ends("-worker")), cpu(ends("-master")), cpu(ends(reader)),
-		cpu(func(name string) bool { return strings.HasPrefix(name, "bare-") }), cpu(ends("s3")),
-		count(func(s sample) int64 { return s.Gets }), count(func(s sample) int64 { return s.Heads }), count(func(s sample) int64 { return s.Others }))
+	fmt.Fprintf(w, "%s\t%s %s\t(%s to %s)\t", m.Name, figure(m.Median), m.Unit, figure(m.Slowest), figure(m.Fastest))
+	for _, r := range roles() {
+		fmt.Fprintf(w, "%s\t", cpu(r.is))
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t\n", count(func(s sample) int64 { return s.Gets }),
+		count(func(s sample) int64 { return s.Heads }), count(func(s sample) int64 { return s.Others }))
 }
 
 func (r *results) save(path string) error {
