@@ -14,13 +14,13 @@ import (
 // ignore them. The limits are those of Limits, which stores obey by package
 // ufslimit.
 const (
-	OptionFreshness      = "freshness"
-	OptionTTL            = "ttl"
-	OptionPlacement      = "placement"
-	OptionBlockSize      = "block_size"
-	OptionVerify         = "verify"
-	OptionMaxBandwidth   = "max_bandwidth" // bytes of files per second
-	OptionMaxRequests    = "max_requests"  // requests per second
+	OptionFreshness    = "freshness"
+	OptionTTL          = "ttl"
+	OptionPlacement    = "placement"
+	OptionBlockSize    = "block_size"
+	OptionVerify       = "verify"
+	OptionMaxBandwidth = "max_bandwidth" // bytes of files per second
+	OptionMaxRequests  = "max_requests"  // requests per second
 )
 
 // The values of OptionVerify: what a worker reads from its cache is compared
