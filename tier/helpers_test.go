@@ -244,7 +244,7 @@ func diskUse(t testing.TB, dir string) int64 {
 // checkLedger compares the ledgers with the disks and with the parts.
 func checkLedger(t tester, s *Store) {
 	t.Helper()
-	var charges [maxNumbers]int64
+	var charges, replicas [maxNumbers]int64
 	var cached int64
 	files := 0
 	for i := range s.shards {
@@ -252,6 +252,9 @@ func checkLedger(t tester, s *Store) {
 			p.mu.Lock()
 			if d := s.dirOf(p); d != nil {
 				charges[d.num] += d.partCharge(p)
+				if p.isReplica() {
+					replicas[d.num] += d.replicaCharge(p)
+				}
 			}
 			cached += p.cachedBytes()
 			if p.has(partIndexed) {
@@ -269,6 +272,9 @@ func checkLedger(t tester, s *Store) {
 	for _, d := range s.dirs {
 		if d.failure() == nil {
 			checkDirLedger(t, d, charges[d.num])
+			if n := d.replicas.bytes(); n != replicas[d.num] {
+				t.Fatalf("%d bytes are charged for replicas, which count %d", n, replicas[d.num])
+			}
 		}
 	}
 }

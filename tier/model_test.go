@@ -113,7 +113,12 @@ func (m *model) releaseAll() {
 	m.handles = nil
 }
 
-func (m *model) file(rt *rapid.T) File { return rapid.SampledFrom(m.files).Draw(rt, "file") }
+// file draws a file, as one that is owned or as a replica.
+func (m *model) file(rt *rapid.T) File {
+	f := rapid.SampledFrom(m.files).Draw(rt, "file")
+	f.Replica = rapid.Bool().Draw(rt, "replica")
+	return f
+}
 
 func (m *model) extent(rt *rapid.T, f File) block.Extent {
 	pages := f.Geometry().Pages()
@@ -197,7 +202,10 @@ func (m *model) release(rt *rapid.T) {
 
 func (m *model) drop(rt *rapid.T) {
 	path := rapid.SampledFrom([]string{"", "d0", "d1/f1", "large", "d"}).Draw(rt, "path")
-	files, bytes := m.s.Usage(1, path)
+	files, bytes := 0, int64(0)
+	for _, p := range m.s.paths.below(1, path) {
+		files, bytes = files+1, bytes+p.cachedBytes()
+	}
 	gotFiles, gotBytes, err := m.s.Drop(1, path)
 	if err != nil || gotFiles != files || gotBytes != bytes {
 		rt.Fatalf("drop of %d files, %d bytes dropped %d, %d: %v", files, bytes, gotFiles, gotBytes, err)
@@ -306,6 +314,11 @@ func (m *model) corrupt(rt *rapid.T) {
 
 func (m *model) check() {
 	checkLedger(m.t, m.s)
+	for _, d := range m.s.dirs {
+		if n := d.replicas.bytes(); n > modelCapacity/2 {
+			m.rt.Fatalf("%d bytes of replicas in a directory of %d", n, modelCapacity)
+		}
+	}
 	have := map[block.Key]BlockState{}
 	for b := range m.s.Blocks() {
 		have[block.Key{File: b.File, Index: b.Index}] = b
