@@ -161,3 +161,23 @@ func TestWorkersDiskFails(t *testing.T) {
 	c.readAll(t, files)
 	must(t, w.Terminate(patience))
 }
+
+// TestLeadersDiskFails lets the disk of the leader fail under load: another
+// master leads soon, and no client sees an error.
+func TestLeadersDiskFails(t *testing.T) {
+	testenv.Require(t, testenv.Strace)
+	c := start(t, 3, 1, nil)
+	l := newLoad(t, c, c.source(t, 8, 300<<10), stores(t))
+	for _, f := range disk.Failures() {
+		l.more(10, 5)
+		leader := c.leader(t)
+		heal, err := disk.Fail(t.Context(), leader.PID(), f)
+		must(t, err)
+		l.more(10, 10)
+		leader.Kill() // if it has not ended by itself
+		must(t, heal())
+		must(t, leader.Start())
+		must(t, leader.Ready(bounded(t)))
+	}
+	l.check(c)
+}
