@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -181,4 +182,14 @@ func unjoin(err error) []error {
 		return j.Unwrap()
 	}
 	return []error{err}
+}
+
+// TestDiskFails: the failure of a leader's disk is none of the client's, which
+// asks the next leader.
+func TestDiskFails(t *testing.T) {
+	t.Parallel()
+	full := &os.PathError{Op: "write", Path: "raft.db", Err: syscall.ENOSPC}
+	if err := (&raftNode{}).translate(full, "commit"); errs.KindOf(err) != errs.Unavailable {
+		t.Errorf("got %v, of kind %v", err, errs.KindOf(err))
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -251,6 +252,10 @@ func (n *raftNode) translate(err error, op string) error {
 		return errs.E(errs.Unavailable, op, "", err)
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return errs.E(errs.Timeout, op, "", err)
+	case errors.As(err, new(syscall.Errno)):
+		// Its disk failed, on which a leader steps down. What it was about to keep
+		// may come back with its log: the next leader knows.
+		return errs.E(errs.Unavailable, op, "", err)
 	default:
 		return errs.Wrap(err, op, "")
 	}

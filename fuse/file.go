@@ -54,7 +54,7 @@ func (f *fsys) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenO
 			out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
 		}
 		if why == notCached || why == noDescriptor {
-			o.local.later(time.Now())
+			o.local.later(f.table, time.Now())
 		}
 	}
 	out.Fh = f.files.add(o)

@@ -52,7 +52,7 @@ type fsys struct {
 	// listedNodes is how many nodes there may be for listings to make more.
 	listedNodes int
 	// silentUntil is until when the masters are taken to be silent, for names
-	// that can go on without them; Unix time in ns.
+	// that can go on without them; a moment of the table's.
 	silentUntil atomic.Int64
 
 	pass    *passthrough
@@ -175,14 +175,14 @@ func (f *fsys) confirm(ctx context.Context, path string, now time.Time, known *c
 	if !outlives(errs.Unavailable, known) {
 		return f.stat(ctx, path, now, o)
 	}
-	if now.UnixNano() < f.silentUntil.Load() {
+	if int64(f.table.epoch.moment(now)) < f.silentUntil.Load() {
 		return nil, errs.E(errs.Unavailable, "stat", path, errors.New("the masters were silent a moment ago"))
 	}
 	bound, cancel := context.WithTimeout(ctx, knownPatience)
 	defer cancel()
 	e, err := f.stat(bound, path, now, o)
 	if err != nil && ctx.Err() == nil && outlives(errs.KindOf(err), known) {
-		f.silentUntil.Store(time.Now().Add(knownPatience).UnixNano())
+		f.silentUntil.Store(int64(f.table.epoch.moment(time.Now().Add(knownPatience))))
 	}
 	return e, err
 }

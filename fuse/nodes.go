@@ -31,7 +31,7 @@ type node struct {
 
 	// Guarded by the shard's lock.
 	lookups uint64 // references that the kernel holds
-	checked int64  // when the master was asked about this version last, Unix ns
+	checked moment // when the master was asked about this version last
 	opening *opening
 }
 
@@ -57,8 +57,8 @@ func (n *node) ino() uint64 {
 	return inode(n.path)
 }
 
-func newNode(id uint64, e *client.Entry, asked time.Time) *node {
-	n := &node{id: id, path: e.Path, fileID: e.FileID, size: e.Size, dir: e.Dir, checked: asked.UnixNano()}
+func newNode(id uint64, e *client.Entry, checked moment) *node {
+	n := &node{id: id, path: e.Path, fileID: e.FileID, size: e.Size, dir: e.Dir, checked: checked}
 	if !e.MTime.IsZero() {
 		n.mtime = e.MTime.UnixNano()
 	}
@@ -74,6 +74,7 @@ const (
 // is bounded by the kernel's own cache of entries, which forgets under memory
 // pressure. The low bits of an ID are the shard of its path.
 type table struct {
+	epoch  epoch
 	root   *node
 	count  atomic.Int64
 	shards [tableShards]tableShard
@@ -90,8 +91,7 @@ type tableShard struct {
 const rootID = gofuse.FUSE_ROOT_ID
 
 func newTable(root *client.Entry) *table {
-	t := &table{root: newNode(rootID, root, time.Time{})}
-	t.root.checked = 0
+	t := &table{epoch: epoch{time.Now()}, root: newNode(rootID, root, 0)}
 	for i := range t.shards {
 		t.shards[i].byID, t.shards[i].byPath = make(map[uint64]*node), make(map[string]*node)
 	}
@@ -138,10 +138,11 @@ func (t *table) refer(e *client.Entry, asked time.Time) *node {
 	index, s := t.shard(e.Path)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.update(e, asked)
+	checked := t.epoch.moment(asked)
+	n := s.update(e, checked)
 	if n == nil {
 		s.last++
-		n = newNode(s.last<<tableShardBits|index, e, asked)
+		n = newNode(s.last<<tableShardBits|index, e, checked)
 		s.byID[n.id], s.byPath[e.Path] = n, n
 		t.count.Add(1)
 	}
@@ -157,7 +158,7 @@ func (t *table) refresh(e *client.Entry, asked time.Time) *node {
 	_, s := t.shard(e.Path)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.update(e, asked)
+	return s.update(e, t.epoch.moment(asked))
 }
 
 // stillIs is refresh, and reports whether n is a node of that version. It need
@@ -170,15 +171,15 @@ func (t *table) stillIs(n *node, e *client.Entry, asked time.Time) bool {
 // update finds the current node of e's path and brings it up to date. It
 // returns nil if there is none of e's version; one of another version is
 // superseded from then on. The caller holds the lock.
-func (s *tableShard) update(e *client.Entry, asked time.Time) *node {
+func (s *tableShard) update(e *client.Entry, checked moment) *node {
 	n := s.byPath[e.Path]
-	switch at := asked.UnixNano(); {
+	switch {
 	case n == nil:
 		return nil
-	case n.checked > at:
+	case n.checked > checked:
 		return n
 	case n.is(e):
-		n.checked = at
+		n.checked = checked
 		return n
 	case n.id == rootID:
 		return n // the mount outlives what its root was

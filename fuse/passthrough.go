@@ -64,7 +64,7 @@ type passthrough struct {
 	off atomic.Pointer[reason]
 
 	// silentUntil is until when no descriptors are asked for, since a worker
-	// did not answer; Unix time in ns.
+	// did not answer; a moment of the table's.
 	silentUntil atomic.Int64
 
 	// notices are the nodes whose names the kernel should look up again.
@@ -169,12 +169,12 @@ func (p *passthrough) descriptor(ctx context.Context, n *node, file File, fill b
 
 // ask asks for the local file of an open file, unless a worker hangs.
 func (p *passthrough) ask(ctx context.Context, n *node, file File, fill bool) (Descriptor, error) {
-	if time.Now().UnixNano() < p.silentUntil.Load() {
+	if int64(p.table.epoch.moment(time.Now())) < p.silentUntil.Load() {
 		return nil, errs.E(errs.Unavailable, "", "", errors.New("a worker was silent a moment ago"))
 	}
 	d, err := file.Descriptor(ctx, fill)
 	if err != nil && errs.KindOf(err) == errs.Timeout && ctx.Err() == nil {
-		p.silentUntil.Store(time.Now().Add(descriptorPause).UnixNano())
+		p.silentUntil.Store(int64(p.table.epoch.moment(time.Now().Add(descriptorPause))))
 	}
 	if err == nil && d.IsFresh() {
 		p.fresh(n.path)

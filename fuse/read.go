@@ -145,7 +145,7 @@ type local struct {
 	held    atomic.Pointer[Descriptor]
 	copied  atomic.Bool  // splicing failed once
 	useless atomic.Bool  // reading failed once: the client may do better
-	ask     atomic.Int64 // not before that, in Unix ns
+	ask     atomic.Int64 // not before that moment of the table's
 }
 
 // now returns the local file that there is, nil if there is none.
@@ -162,7 +162,7 @@ func (l *local) seek(ctx context.Context, p *passthrough, o *openFile) Descripto
 	if l.useless.Load() {
 		return nil
 	}
-	if !l.later(time.Now()) {
+	if !l.later(p.table, time.Now()) {
 		return nil
 	}
 	d, err := p.ask(ctx, o.node, o.file, false)
@@ -177,9 +177,9 @@ func (l *local) seek(ctx context.Context, p *passthrough, o *openFile) Descripto
 }
 
 // later puts off the next question, and reports whether it was time for one.
-func (l *local) later(now time.Time) bool {
+func (l *local) later(t *table, now time.Time) bool {
 	ask := l.ask.Load()
-	return now.UnixNano() >= ask && l.ask.CompareAndSwap(ask, now.Add(localAgain).UnixNano())
+	return int64(t.epoch.moment(now)) >= ask && l.ask.CompareAndSwap(ask, int64(t.epoch.moment(now.Add(localAgain))))
 }
 
 // holds reports whether the local file has all bytes of a version: a short

@@ -136,9 +136,11 @@ func (s *Store) Err() error {
 	}
 }
 
+// fail stops the machine. The error of all that it is asked from then on is
+// errs.Unavailable: the entry is in the log, and the other masters have it.
 func (s *Store) fail(err error) error {
 	s.failOnce.Do(func() {
-		s.failure = err
+		s.failure = errs.E(errs.Unavailable, "", "", err)
 		close(s.failed)
 	})
 	return s.failure

@@ -106,7 +106,7 @@ func (h *HDFS) launch(ctx context.Context, host string, dataNodes int, propertie
 		}
 		output = child.NewTail(outputTail)
 		cmd := exec.CommandContext(ctx, "bash", args...)
-		cmd.Env = append(os.Environ(), "HDFS_HEAP=128m", "HADOOP_USER_NAME="+hdfsUser)
+		cmd.Env = hdfsEnv()
 		cmd.Stdout, cmd.Stderr = output, output
 		p, err := child.Start(cmd)
 		if err != nil {
@@ -126,6 +126,12 @@ func (h *HDFS) launch(ctx context.Context, host string, dataNodes int, propertie
 		}
 	}
 	return fmt.Errorf("%s", output)
+}
+
+// hdfsEnv is the environment of the script: on a busy machine four Java
+// programs take minutes to start.
+func hdfsEnv() []string {
+	return append(os.Environ(), "HDFS_HEAP=128m", "HDFS_WAIT=300", "HADOOP_USER_NAME="+hdfsUser)
 }
 
 // Stop ends the daemons and removes their data.
@@ -161,7 +167,7 @@ func (h *HDFS) pid(daemon string) (int, error) {
 // Revive starts the daemons that died, and returns when all serve.
 func (h *HDFS) Revive(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "bash", h.script, "start", h.dir)
-	cmd.Env = append(os.Environ(), "HDFS_HEAP=128m", "HADOOP_USER_NAME="+hdfsUser)
+	cmd.Env = hdfsEnv()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, out)

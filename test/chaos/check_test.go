@@ -35,6 +35,17 @@ func TestFailOvers(t *testing.T) {
 	}
 }
 
+func TestSwitches(t *testing.T) {
+	var y tally
+	must(t, y.checkSwitches())
+	y.switched(slowestSwitch)
+	must(t, y.checkSwitches())
+	y.switched(slowestSwitch + time.Second)
+	if err := y.checkSwitches(); err == nil {
+		t.Error("a slow switch is let pass")
+	}
+}
+
 // TestExcuse: the under-store's trouble explains errors, never wrong bytes.
 func TestExcuse(t *testing.T) {
 	unavailable := errs.E(errs.Unavailable, "read", "/x", nil)

@@ -13,6 +13,8 @@ import (
 // with each change.
 type store struct{ trouble atomic.Int64 }
 
+func (s *store) inTrouble() bool { return s.trouble.Load()%2 == 1 }
+
 // troubleStore lets the S3 server fail, or the way there.
 func (w *world) troubleStore(ctx context.Context, rng *rand.Rand) error {
 	ways := []struct {

@@ -120,11 +120,11 @@ func TestWorkerLosesPower(t *testing.T) {
 		must(t, image.Cut())
 		w.Kill()
 		must(t, n.Reboot(w.Name))
-		r.progress(t, 40)
+		t.Logf("worst read without it: %v", r.progress(t, 40))
 		must(t, image.Restore(bounded(t)))
 		must(t, w.Start())
 		must(t, w.Ready(bounded(t)))
-		r.progress(t, 40)
+		t.Logf("worst read when it came back: %v", r.progress(t, 40))
 		r.stop(t)
 		c.readAll(t, files)
 		must(t, cl.Close())
@@ -151,7 +151,7 @@ func TestWorkersDiskFails(t *testing.T) {
 	for _, f := range disk.Failures() {
 		heal, err := disk.Fail(t.Context(), w.PID(), f)
 		must(t, err)
-		c.run(t, "free", "/") // so that it has to write
+		_, _ = c.Run(t.Context(), "free", "/") // so that it has to write; what it cannot delete stays
 		t.Logf("worst read with %s: %v", f.What, r.progress(t, 100))
 		must(t, heal())
 		must(t, w.Ready(bounded(t)))
@@ -160,4 +160,24 @@ func TestWorkersDiskFails(t *testing.T) {
 	r.stop(t)
 	c.readAll(t, files)
 	must(t, w.Terminate(patience))
+}
+
+// TestLeadersDiskFails lets the disk of the leader fail under load: another
+// master leads soon, and no client sees an error.
+func TestLeadersDiskFails(t *testing.T) {
+	testenv.Require(t, testenv.Strace)
+	c := start(t, 3, 1, nil)
+	l := newLoad(t, c, c.source(t, 8, 300<<10), stores(t))
+	for _, f := range disk.Failures() {
+		l.more(10, 5)
+		leader := c.leader(t)
+		heal, err := disk.Fail(t.Context(), leader.PID(), f)
+		must(t, err)
+		l.more(10, 10)
+		leader.Kill() // if it has not ended by itself
+		must(t, heal())
+		must(t, leader.Start())
+		must(t, leader.Ready(bounded(t)))
+	}
+	l.check(c)
 }

@@ -29,6 +29,7 @@ func seed(t *testing.T) uint64 {
 // while masters are killed and frozen at random, and looks for an order of all
 // calls that explains every answer.
 func TestLinearizable(t *testing.T) {
+	t.Parallel()
 	const trouble = 20 * time.Second
 	n := seed(t)
 	c := start(t, 3, 0, nil)

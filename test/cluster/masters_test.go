@@ -51,6 +51,7 @@ func TestReadsNeedNoMaster(t *testing.T) {
 // TestLeaderIsKilled kills the leader three times under load: nobody sees an
 // error, nothing that was acknowledged is lost, and changes go on soon.
 func TestLeaderIsKilled(t *testing.T) {
+	t.Parallel()
 	c := start(t, 3, 2, nil)
 	l := newLoad(t, c, c.source(t, 8, 300<<10), stores(t))
 	var took []time.Duration
@@ -70,6 +71,7 @@ func TestLeaderIsKilled(t *testing.T) {
 
 // TestLeaderIsPaused freezes the leader for ten seconds under load.
 func TestLeaderIsPaused(t *testing.T) {
+	t.Parallel()
 	c := start(t, 3, 2, nil)
 	l := newLoad(t, c, c.source(t, 8, 300<<10), stores(t))
 	l.more(20, 5)
@@ -92,6 +94,7 @@ func TestLeaderIsPaused(t *testing.T) {
 
 // TestRollingRestart restarts all masters one after the other under load.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel()
 	c := start(t, 3, 2, nil)
 	l := newLoad(t, c, c.source(t, 8, 300<<10), stores(t))
 	for _, m := range c.Masters() {

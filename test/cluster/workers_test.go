@@ -219,6 +219,7 @@ func (r *readers) stop(t *testing.T) {
 // TestWorkersDie kills each worker in turn, and freezes one, under readers
 // that check every byte and see no error.
 func TestWorkersDie(t *testing.T) {
+	t.Parallel()
 	c := start(t, 1, 3, nil)
 	files := c.loaded(t, 40, 300<<10)
 	cl, err := c.Client(t.Context(), throughWorkers)
@@ -252,6 +253,7 @@ func TestWorkersDie(t *testing.T) {
 // a worker joins and another one dies while it takes its share over, one is
 // drained and stopped, and one comes back with empty disks, as another worker.
 func TestWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
 	c := start(t, 1, 3, nil)
 	files := c.loaded(t, 60, 300<<10)
 	cl, err := c.Client(t.Context(), throughWorkers)
