@@ -139,6 +139,34 @@ func TestVerify(t *testing.T) {
 	wg.Wait()
 }
 
+// TestStopAnswersWhatWasAsked: Raft ends when it has answered what it was
+// asked; what it is asked later it may never answer.
+func TestStopAnswersWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	c := start(t, t.TempDir(), nil, testConfig())
+	n, goOn, answer := c.m.raft, make(chan struct{}), make(chan error, 1)
+	n.wg.Go(func() {
+		<-goOn
+		answer <- n.raft.VerifyLeader().Error()
+	})
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		c.stop()
+	}()
+	eventually(t, "nothing but Raft runs", func() bool { return !c.m.running.Load() })
+	close(goOn)
+	select {
+	case err := <-answer:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("Raft ended without an answer")
+	}
+	<-stopped
+}
+
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig()

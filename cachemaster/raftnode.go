@@ -340,13 +340,15 @@ func (n *raftNode) handOver() {
 	}
 }
 
-// close ends Raft, then closes what is on disk.
+// close waits for what Raft was asked, then ends it and closes what is on disk.
+// In this order: Raft answers everything while it runs, but what it was asked
+// at its very end lies in a queue that nobody reads any more.
 func (n *raftNode) close() error {
+	n.wg.Wait()
 	var err error
 	if n.raft != nil {
 		err = n.raft.Shutdown().Error()
 	}
-	n.wg.Wait()
 	return errors.Join(err, n.closeFiles())
 }
 
