@@ -313,11 +313,16 @@ type wire interface {
 	OpenRead(ctx context.Context, t *block.Ticket, p []byte, off int64, o blockio.ReadOptions) (handle uint32, err error)
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
+	descriptorWire
+	Close() error
+	Done() <-chan struct{}
+}
+
+// descriptorWire is what of it is about descriptors.
+type descriptorWire interface {
 	Descriptor(ctx context.Context, handle uint32, o blockio.DescriptorOptions) (f *os.File, base int64, err error)
 	Touch(ctx context.Context, touches []blockio.Touch) error
 	Recalls(ctx context.Context, since uint64) (blockio.Recalls, error)
-	Close() error
-	Done() <-chan struct{}
 }
 
 // dataConn is a connection and the files that are registered on it. A file is
