@@ -555,3 +555,31 @@ func TestFillDescriptorOfOwner(t *testing.T) {
 		t.Errorf("%d questions, %d of them to fetch it, for %d files of which it owns %d", w.asked.Load(), w.filled.Load(), files, owned)
 	}
 }
+
+// That a prepared file did not come in time is no reason not to ask for it when
+// it is opened.
+func TestPreparedInVain(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	c := cl.dial(t)
+	cl.master.addFile("/a", "1", 1000, block.DefaultBlockSize, time.Time{})
+	f, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w.refuseWith(errs.NotCached)
+	c.PrepareDescriptors([]*Entry{f.Entry()})
+	eventually(t, "the question is over", func() bool {
+		c.descriptors.mu.Lock()
+		defer c.descriptors.mu.Unlock()
+		return w.asked.Load() == 1 && c.descriptors.asked == 0
+	})
+	w.refuseWith(nil)
+	d, err := f.Descriptor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
