@@ -239,7 +239,7 @@ func TestRecalls(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer fd.Close()
+		t.Cleanup(func() { _ = fd.Close() })
 	}
 	first := ask(0)
 	if v := ask(first.Position); v.Idle != blockio.AnyTime || v.Files != nil {

@@ -334,27 +334,36 @@ func TestDescriptorIsAskedForAnew(t *testing.T) {
 	}
 }
 
-// A worker is asked to fetch a file for its descriptor by who says so, and for
-// descriptors that are prepared.
+// ask opens a new file and asks for its descriptor.
+func (c *cluster) ask(t *testing.T, sdk *Client, p string, ask func(*File, context.Context) (*Descriptor, error)) *block.Ticket {
+	t.Helper()
+	tk := c.master.addFile(p, "1", 1000, block.DefaultBlockSize, time.Time{})
+	f, err := sdk.Open(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d, err := ask(f, t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	return tk
+}
+
+// A worker is asked to fetch a file for its descriptor by who says so.
 func TestFillDescriptor(t *testing.T) {
 	cl, w := newLocalCluster(t)
 	c := cl.dial(t)
-	for i, ask := range []func(*File, context.Context) (*Descriptor, error){(*File).Descriptor, (*File).FillDescriptor} {
-		p := fmt.Sprintf("/f%d", i)
-		cl.master.addFile(p, "1", 1000, block.DefaultBlockSize, time.Time{})
-		f, err := c.Open(t.Context(), p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		d, err := ask(f, t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		if n := w.filled.Load(); n != int64(i) {
-			t.Errorf("%d files were to be fetched, want %d", n, i)
-		}
+	cl.ask(t, c, "/f0", (*File).Descriptor)
+	if n := w.filled.Load(); n != 0 {
+		t.Errorf("%d files were to be fetched", n)
+	}
+	cl.ask(t, c, "/f1", (*File).FillDescriptor)
+	if n := w.filled.Load(); n != 1 {
+		t.Errorf("%d files were to be fetched, want 1", n)
 	}
 }
 
@@ -498,8 +507,8 @@ func TestPrepareDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := w.asked.Load(); n != 10 {
-		t.Errorf("the worker was asked %d times for 10 files", n)
+	if n, filled := w.asked.Load(), w.filled.Load(); n != 10 || filled != 10 {
+		t.Errorf("the worker was asked %d times for 10 files, to fetch %d", n, filled)
 	}
 	c.PrepareDescriptors(entries) // those that are there are not asked for
 	if n := idle(30); n != 20 {
@@ -534,26 +543,43 @@ func TestFillDescriptorOfOwner(t *testing.T) {
 	cl.workers = append(cl.workers, far)
 	cl.announce()
 	c := cl.dial(t)
-	var owned, asked int64
-	for i := range 20 {
-		p := fmt.Sprintf("/f%d", i)
-		tk := cl.master.addFile(p, "1", 1000, block.DefaultBlockSize, time.Time{})
-		f, err := c.Open(t.Context(), p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		d, err := f.FillDescriptor(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		asked++
+	const files = 20
+	var owned int64
+	for i := range files {
+		tk := cl.ask(t, c, fmt.Sprintf("/f%d", i), (*File).FillDescriptor)
 		if cl.owner(tk, 0, 0) == 0 {
 			owned++
 		}
 	}
-	if w.asked.Load() != asked || w.filled.Load() != owned || owned == 0 || owned == asked {
-		t.Errorf("%d questions, %d of them to fetch it, for %d files of which it owns %d", w.asked.Load(), w.filled.Load(), asked, owned)
+	if w.asked.Load() != files || w.filled.Load() != owned || owned == 0 || owned == files {
+		t.Errorf("%d questions, %d of them to fetch it, for %d files of which it owns %d", w.asked.Load(), w.filled.Load(), files, owned)
+	}
+}
+
+// That a prepared file did not come in time is no reason not to ask for it when
+// it is opened.
+func TestPreparedInVain(t *testing.T) {
+	cl, w := newLocalCluster(t)
+	c := cl.dial(t)
+	cl.master.addFile("/a", "1", 1000, block.DefaultBlockSize, time.Time{})
+	f, err := c.Open(t.Context(), "/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w.refuseWith(errs.NotCached)
+	c.PrepareDescriptors([]*Entry{f.Entry()})
+	eventually(t, "the question is over", func() bool {
+		c.descriptors.mu.Lock()
+		defer c.descriptors.mu.Unlock()
+		return w.asked.Load() == 1 && c.descriptors.asked == 0
+	})
+	w.refuseWith(nil)
+	d, err := f.Descriptor(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
 	}
 }

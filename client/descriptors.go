@@ -396,11 +396,12 @@ func (s *descriptors) answered(f *sharedFile, err error, remember bool) (*Descri
 	return s.use(f), nil
 }
 
-// prepared is answered for what reserve began.
+// prepared is answered for what reserve began. That a file did not come in time
+// says nothing about when somebody waits for it.
 func (s *descriptors) prepared(f *sharedFile, err error, remember bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	f, err = s.keep(f, err, remember)
+	f, err = s.keep(f, err, remember && !errors.Is(err, errs.NotCached))
 	switch {
 	case err != nil || f.users > 0 || f.next != nil:
 	case f.gone:

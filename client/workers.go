@@ -359,17 +359,17 @@ type wire interface {
 	CloseHandle(handle uint32)
 	ReadAt(ctx context.Context, handle uint32, p []byte, off int64, o blockio.ReadOptions) (int, error)
 	passing
-	Touch(ctx context.Context, touches []blockio.Touch) error
-	Recalls(ctx context.Context, since uint64) (blockio.Recalls, error)
 	Close() error
 	Done() <-chan struct{}
 }
 
-// passing is what is used of it to read by local files.
+// passing is what of it is about local files.
 type passing interface {
 	Descriptor(ctx context.Context, handle uint32, o blockio.DescriptorOptions) (f *os.File, base int64, err error)
 	PartialDescriptor(ctx context.Context, handle uint32) (f *os.File, base int64, mark uint64, err error)
 	ReadInPlace(ctx context.Context, handle uint32, p []byte, off int64, mark uint64, o blockio.ReadOptions) (inPlace bool, err error)
+	Touch(ctx context.Context, touches []blockio.Touch) error
+	Recalls(ctx context.Context, since uint64) (blockio.Recalls, error)
 }
 
 // dataConn is a connection and the files that are registered on it. A file is
