@@ -138,6 +138,7 @@ type descriptors struct {
 	idle    sharedFile // the ends of a list: next is the one used last, prev the one that was longest not
 	asked   int        // questions under way, each of which may bring one
 	touches map[block.FileID]touched
+	lent    map[*Filling]*File // they count as questions under way
 	closed  bool
 }
 
@@ -149,6 +150,7 @@ func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
 	s := &descriptors{
 		limit: cfg.Descriptors, log: log, refusals: refusals,
 		files: make(map[block.FileID]*sharedFile), touches: make(map[block.FileID]touched),
+		lent: make(map[*Filling]*File),
 	}
 	s.idle.prev, s.idle.next = &s.idle, &s.idle
 	switch {
@@ -493,6 +495,7 @@ func (s *descriptors) run(ctx context.Context, w *workers) {
 				held = now
 			}
 			s.tell(ctx, w, s.gather(now, again))
+			s.endLoans(now)
 		case <-ctx.Done():
 			return
 		}
