@@ -131,6 +131,7 @@ type descriptors struct {
 	idle    sharedFile // the ends of a list: next is the one used last, prev the one that was longest not
 	asked   int        // questions under way, each of which may bring one
 	touches map[block.FileID]touched
+	lent    map[*Filling]*File // they count as questions under way
 	closed  bool
 }
 
@@ -143,6 +144,7 @@ func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
 		limit: cfg.Descriptors, log: log, refusals: refusals,
 		wake: make(chan struct{}, 1), keepers: make(map[block.WorkerID]*keeper),
 		files: make(map[block.FileID]*sharedFile), touches: make(map[block.FileID]touched),
+		lent: make(map[*Filling]*File),
 	}
 	s.idle.prev, s.idle.next = &s.idle, &s.idle
 	switch {

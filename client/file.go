@@ -38,9 +38,8 @@ type File struct {
 	asking atomic.Bool
 	copied atomic.Bool // bytes came from a worker
 	// filling is what the worker's file is read by while it is not whole yet,
-	// once there is one; it stays until Close. askFilling is when to ask for
-	// it, in Unix ns.
-	filling    atomic.Pointer[filling]
+	// once there is one, and askFilling when to ask for it, in Unix ns.
+	filling    atomic.Pointer[Filling]
 	askFilling atomic.Int64
 	// renewed is when a renewal was tried last, in Unix ns.
 	renewed  atomic.Int64
@@ -137,7 +136,7 @@ func (f *File) ReadAtContext(ctx context.Context, p []byte, off int64) (int, err
 
 // read is ReadAtContext. With leave the bytes may stay where they are: if at
 // is not nil, all of them are in there and p was not filled.
-func (f *File) read(ctx context.Context, p []byte, off int64, leave bool) (n int, at *filling, err error) {
+func (f *File) read(ctx context.Context, p []byte, off int64, leave bool) (n int, at *Filling, err error) {
 	switch {
 	case f.closed.Load():
 		return 0, nil, errs.E(errs.Invalid, "read", f.entry.Path, fs.ErrClosed)
@@ -158,7 +157,7 @@ func (f *File) read(ctx context.Context, p []byte, off int64, leave bool) (n int
 	n, at, err = f.readPieces(ctx, time.Now().Add(f.c.cfg.ReadRetryFor.Std()), p, off, leave)
 	if err == nil {
 		f.seekLocal(int64(n))
-		f.seekFilling()
+		f.seekFilling(n)
 		return n, at, atEnd
 	}
 	kind := errs.KindOf(err)
@@ -179,7 +178,7 @@ func (f *File) read(ctx context.Context, p []byte, off int64, leave bool) (n int
 // readPieces fills p from as many workers as own it, trying again until the
 // time is over. It returns how many bytes from the front are filled. What is
 // one piece may be left in a local file.
-func (f *File) readPieces(ctx context.Context, until time.Time, p []byte, off int64, leave bool) (n int, at *filling, err error) {
+func (f *File) readPieces(ctx context.Context, until time.Time, p []byte, off int64, leave bool) (n int, at *Filling, err error) {
 	g := f.entry.geometry()
 	whole := block.Extent{Offset: off, Length: int64(len(p))}
 	if first := nextPiece(g, whole); first == whole {
@@ -238,7 +237,7 @@ type piece struct {
 	off int64
 	// in is the local file whose bytes need not come; nil if all are to.
 	// inPlace says that they are in there and p was not filled.
-	in      *filling
+	in      *Filling
 	inPlace bool
 }
 

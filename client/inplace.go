@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"millrace/block"
@@ -11,52 +12,100 @@ import (
 	"millrace/internal/errs"
 )
 
-// filling is a descriptor of the local file into which a worker of this host
+// placeWorth is from how many bytes on a read is worth it: the copies that it
+// saves are more than what it costs to keep a file from being evicted.
+const placeWorth = 64 << 10
+
+// Filling is a descriptor of the local file into which a worker of this host
 // fetches a version, so that bytes may be missing. Reads with its mark are told
 // which are there, and those stay for as long as it is open.
-type filling struct {
-	Descriptor
+type Filling struct {
+	file   *os.File
+	base   int64
+	length int64
 	worker block.WorkerID
 	mark   uint64
+	of     *descriptors
+
+	users atomic.Int32 // the File that has it, and reads: the last one closes it
+	used  atomic.Int64 // when a read last used it, in Unix ns
+}
+
+// FD returns the number of the descriptor, good until Close.
+func (d *Filling) FD() int { return int(d.file.Fd()) }
+
+// Extent says which bytes of the local file are the version.
+func (d *Filling) Extent() (base, length int64) { return d.base, d.length }
+
+// IsFresh is false: the file's worker is asked for each read.
+func (d *Filling) IsFresh() bool { return false }
+
+// Count does nothing: the worker counts what it tells of.
+func (d *Filling) Count(int64) {}
+
+// Close ends one use. It is called once for each.
+func (d *Filling) Close() error {
+	if d.users.Add(-1) > 0 {
+		return nil
+	}
+	d.of.giveBack(d)
+	return d.file.Close()
 }
 
 // ReadInPlace is ReadAtContext that may leave the bytes where they are: if d
 // is not nil, the n bytes at off of the version are in it, and p was not
-// filled. d is f's: it is good until f is closed, it may lack bytes that no
-// read told of, and who reads from it does not count that.
-func (f *File) ReadInPlace(ctx context.Context, p []byte, off int64) (n int, d *Descriptor, err error) {
-	n, at, err := f.read(ctx, p, off, true)
-	if at != nil {
-		d = &at.Descriptor
-	}
-	return n, d, err
+// filled. It may lack bytes that no read told of. The caller closes it.
+func (f *File) ReadInPlace(ctx context.Context, p []byte, off int64) (n int, d *Filling, err error) {
+	return f.read(ctx, p, off, true)
 }
 
-// placePiece fills p with bytes of one block, or, with leave, returns the local
-// file that has them.
-func (f *File) placePiece(ctx context.Context, until time.Time, p []byte, off int64, leave bool) (*filling, error) {
+// placePiece fills p with bytes of one block, or, with leave, may return the
+// local file that has them, in use.
+func (f *File) placePiece(ctx context.Context, until time.Time, p []byte, off int64, leave bool) (*Filling, error) {
 	r := piece{
 		key: block.Key{File: f.entry.FileID, Index: uint32(f.entry.geometry().BlockOf(off))},
-		p:   p, off: off, in: f.filling.Load(),
+		p:   p, off: off,
 	}
-	switch err := f.readPiece(ctx, until, &r); {
-	case err != nil || !r.inPlace:
+	if len(p) >= placeWorth {
+		r.in = f.useFilling()
+	}
+	err := f.readPiece(ctx, until, &r)
+	in, inPlace := r.in, r.inPlace
+	if err == nil && inPlace && leave {
+		return in, nil
+	}
+	if in != nil {
+		defer in.Close() // was only read
+	}
+	if err != nil || !inPlace {
 		return nil, err
-	case leave:
-		return r.in, nil
 	}
-	if n, _ := r.in.File.ReadAt(p, r.in.Base+off); n == len(p) {
+	if n, _ := in.file.ReadAt(p, in.base+off); n == len(p) {
 		return nil, nil //nolint:nilnil // p is filled
 	}
-	// The disk fails, or f was closed: the worker finds out, or reads anew.
-	r.in, r.inPlace = nil, false
+	r.in, r.inPlace = nil, false // the disk fails: the worker finds out
 	return nil, f.readPiece(ctx, until, &r)
 }
 
-// seekFilling asks for the local file after bytes came from a worker of this
+// useFilling returns the local file with one use more; nil if there is none.
+func (f *File) useFilling() *Filling {
+	d := f.filling.Load()
+	if d == nil {
+		return nil
+	}
+	for n := d.users.Load(); n > 0; n = d.users.Load() {
+		if d.users.CompareAndSwap(n, n+1) {
+			d.used.Store(time.Now().UnixNano())
+			return d
+		}
+	}
+	return nil // it was closed at this moment
+}
+
+// seekFilling asks for the local file after n bytes came from a worker of this
 // host, beside the reads. A small file is not worth the question.
-func (f *File) seekFilling() {
-	if f.entry.Size <= smallFile || f.filling.Load() != nil || f.local.Load() != nil {
+func (f *File) seekFilling(n int) {
+	if n < placeWorth || f.entry.Size <= smallFile || f.filling.Load() != nil || f.local.Load() != nil {
 		return
 	}
 	r := f.routed.Load()
@@ -73,45 +122,43 @@ func (f *File) seekFilling() {
 // findFilling asks the worker. What it refuses is asked for again later.
 func (f *File) findFilling(ctx context.Context, w *member) {
 	s := f.c.descriptors
-	if !s.lend() {
+	d := &Filling{of: s, worker: w.id, length: f.entry.Size}
+	if !s.lend(d, f) {
 		f.askFilling.Store(time.Now().Add(askAgainLate).UnixNano())
 		return
 	}
 	within := f.c.attempts.begin(ctx, time.Now().Add(askTimeout))
 	defer within.end()
-	d := &filling{worker: w.id, Descriptor: Descriptor{of: s, Length: f.entry.Size}}
 	var err error
-	d.File, d.Base, d.mark, err = f.c.workers.partialDescriptor(within, w, f.ticket.Load()) //nolint:contextcheck // within is made of ctx
+	d.file, d.base, d.mark, err = f.c.workers.partialDescriptor(within, w, f.ticket.Load()) //nolint:contextcheck // within is made of ctx
 	if err != nil {
-		s.giveBack()
+		s.giveBack(d)
 		if errors.Is(err, errs.Unsupported) {
 			f.askFilling.Store(time.Now().Add(askAgainLate).UnixNano())
 		}
 		return
 	}
+	d.users.Store(1)
+	d.used.Store(time.Now().UnixNano())
 	if !f.filling.CompareAndSwap(nil, d) {
-		d.leave()
+		_ = d.Close() // was not used
 	}
 	if f.closed.Load() {
 		f.leaveFilling()
 	}
 }
 
-// leaveFilling closes the local file, once no read will come.
+// leaveFilling gives the local file back; reads that use it end as if it were
+// there.
 func (f *File) leaveFilling() {
 	if d := f.filling.Swap(nil); d != nil {
-		d.leave()
+		_ = d.Close() // was only read
 	}
 }
 
-func (d *filling) leave() {
-	_ = d.File.Close() // was only read
-	d.of.giveBack()
-}
-
-// lend takes the place of a descriptor that s does not keep; giveBack must
-// follow if it is true.
-func (s *descriptors) lend() bool {
+// lend takes the place of a descriptor that s does not share, of one File;
+// giveBack must follow if it is true.
+func (s *descriptors) lend(d *Filling, f *File) bool {
 	if s.limit == 0 {
 		return false
 	}
@@ -121,13 +168,34 @@ func (s *descriptors) lend() bool {
 		return false
 	}
 	s.asked++
+	s.lent[d] = f
 	return true
 }
 
-func (s *descriptors) giveBack() {
+func (s *descriptors) giveBack(d *Filling) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked--
+	delete(s.lent, d)
+}
+
+// endLoans closes the local files of Files that have not read by them for a
+// while: as long as they are open, nothing of them can be evicted.
+func (s *descriptors) endLoans(now time.Time) {
+	for _, f := range s.idleLoans(now) {
+		f.leaveFilling()
+	}
+}
+
+func (s *descriptors) idleLoans(now time.Time) (idle []*File) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d, f := range s.lent {
+		if f.filling.Load() == d && now.UnixNano()-d.used.Load() >= int64(descriptorIdle) {
+			idle = append(idle, f)
+		}
+	}
+	return idle
 }
 
 // partialDescriptor asks the worker, which is on this host, for the local file

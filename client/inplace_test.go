@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
@@ -104,7 +106,7 @@ func openFilling(t *testing.T, c *Client, path string, want []byte) *File {
 	}
 	t.Cleanup(func() { _ = f.Close() })
 	eventually(t, "the local file", func() bool {
-		check(t, f, want, 0, 1000) // the first may come before the members are known
+		check(t, f, want, 0, placeWorth) // the first may come before the members are known
 		return f.filling.Load() != nil
 	})
 	return f
@@ -126,24 +128,32 @@ func TestReadInPlace(t *testing.T) {
 	if w.reads.Load() != sent || w.placed.Load() < 3 {
 		t.Errorf("%d reads were told of, %d were sent", w.placed.Load(), w.reads.Load()-sent)
 	}
-	check(t, f, want, 8<<20-5, 10)
+	check(t, f, want, 8<<20-5, placeWorth)
 	check(t, f, want, length-5, 10)
-	if w.reads.Load() != sent+2 {
+	check(t, f, want, 0, placeWorth-1) // not worth it
+	if w.reads.Load() != sent+3 {
 		t.Errorf("%d reads were sent of what is not there", w.reads.Load()-sent)
 	}
 	if n := c.descriptors.bytes.Load(); n != 0 {
 		t.Errorf("%d bytes are counted that the worker counts", n)
 	}
 	// Left where they are.
-	p := make([]byte, 1000)
+	p := make([]byte, placeWorth)
 	n, d, err := f.ReadInPlace(t.Context(), p, 12_345)
-	if err != nil || n != 1000 || d == nil || !bytes.Equal(p, make([]byte, 1000)) {
+	if err != nil || n != placeWorth || d == nil || !bytes.Equal(p, make([]byte, placeWorth)) {
 		t.Fatalf("%d bytes in %v, %v", n, d, err)
 	}
 	base, _ := d.Extent()
-	if _, err := d.File.ReadAt(p, base+12_345); err != nil || !bytes.Equal(p, want[12_345:][:1000]) {
+	if err := f.Close(); err != nil { // a use goes on
+		t.Fatal(err)
+	}
+	if _, err := unix.Pread(d.FD(), p, base+12_345); err != nil || !bytes.Equal(p, want[12_345:][:placeWorth]) {
 		t.Errorf("other bytes are there, %v", err)
 	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f = openFilling(t, c, "/a", want)
 	n, d, err = f.ReadInPlace(t.Context(), p, length-10)
 	if !errors.Is(err, io.EOF) || n != 10 || d != nil || !bytes.Equal(p[:10], want[length-10:]) {
 		t.Errorf("at the end: %d bytes in %v, %v", n, d, err)
@@ -179,7 +189,7 @@ func TestReadInPlaceFails(t *testing.T) {
 	}
 	w.mark.Add(1)
 	sent, told := w.reads.Load(), w.placed.Load()
-	check(t, f, want, 0, 1000)
+	check(t, f, want, 0, placeWorth)
 	if w.placed.Load() != told || w.reads.Load() != sent+1 {
 		t.Errorf("%d reads were told of in another file", w.placed.Load()-told)
 	}
@@ -213,11 +223,11 @@ func TestNoLocalFile(t *testing.T) {
 			defer f.Close()
 			began := time.Now()
 			for range 5 {
-				check(t, f, bytesOf(tk), 0, 1000)
+				check(t, f, bytesOf(tk), 0, placeWorth)
 			}
 			if tt.asks > 0 {
 				eventually(t, "the question", func() bool {
-					check(t, f, bytesOf(tk), 0, 1000)
+					check(t, f, bytesOf(tk), 0, placeWorth)
 					return w.given.Load() > 0
 				})
 			}
@@ -242,7 +252,7 @@ func TestLocalFilesAreBounded(t *testing.T) {
 	}
 	defer f.Close()
 	eventually(t, "the place that is not there", func() bool {
-		check(t, f, bytesOf(b), 0, 1000)
+		check(t, f, bytesOf(b), 0, placeWorth)
 		return f.askFilling.Load() > time.Now().Add(askAgain).UnixNano()
 	})
 	if w.given.Load() != 1 {
@@ -253,7 +263,7 @@ func TestLocalFilesAreBounded(t *testing.T) {
 	}
 	f.askFilling.Store(0)
 	eventually(t, "the local file", func() bool {
-		check(t, f, bytesOf(b), 0, 1000)
+		check(t, f, bytesOf(b), 0, placeWorth)
 		return f.filling.Load() != nil
 	})
 }
@@ -274,7 +284,7 @@ func TestCloseUnderReadsInPlace(t *testing.T) {
 		var reads atomic.Int64
 		for i := range 4 {
 			wg.Go(func() {
-				p := make([]byte, 50_000)
+				p := make([]byte, placeWorth)
 				for off := int64(i) * 100; ; off += 1000 {
 					n, err := f.ReadAt(p, off%(1<<20))
 					if err != nil && errs.KindOf(err) == errs.Invalid {
@@ -307,6 +317,36 @@ func eventually(t testing.TB, what string, ok func() bool) {
 			t.Fatalf("%s: not within a minute", what)
 		}
 	}
+}
+
+// A File that has not read by its local file for a while gives it back, and has
+// it again when it reads on.
+func TestIdleLocalFileIsGivenBack(t *testing.T) {
+	cl, w := newFillingCluster(t)
+	tk := cl.master.addFile("/a", "1", 2<<20, block.DefaultBlockSize, time.Time{})
+	c := cl.dial(t)
+	f := openFilling(t, c, "/a", bytesOf(tk))
+	d := f.useFilling()
+	if d == nil {
+		t.Fatal("it was given back at once")
+	}
+	used := time.Unix(0, d.used.Load())
+	if idle := c.descriptors.idleLoans(used.Add(descriptorIdle - 1)); len(idle) != 0 {
+		t.Error("it is given back too early")
+	}
+	c.descriptors.endLoans(used.Add(descriptorIdle))
+	if f.filling.Load() != nil || filesOpen(t, w.name(tk)) == 0 {
+		t.Error("it is not given back, or a read that uses it has lost it")
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the local file to be closed", func() bool { return filesOpen(t, w.name(tk)) == 0 })
+	f.askFilling.Store(0)
+	eventually(t, "the local file", func() bool {
+		check(t, f, bytesOf(tk), 0, placeWorth)
+		return f.filling.Load() != nil
+	})
 }
 
 // filesOpen returns how many descriptors of this process are of name.

@@ -32,8 +32,8 @@ type File interface {
 	// is io.EOF at the file's end.
 	ReadAtContext(ctx context.Context, p []byte, off int64) (int, error)
 	// ReadInPlace is ReadAtContext that may leave the n bytes where they are: in
-	// a local file that fills, if d is not nil. That is the file's: it is good
-	// until Close, not to be closed, and nothing else may be read in it.
+	// a local file that fills, if d is not nil. The caller closes it, and reads
+	// nothing else in it.
 	ReadInPlace(ctx context.Context, p []byte, off int64) (n int, d Descriptor, err error)
 	// Descriptor returns a local file that holds every byte of the version:
 	// errs.NotCached or errs.Unsupported if there is none, which is cheap to

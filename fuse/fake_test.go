@@ -33,6 +33,7 @@ type fakeClient struct {
 	descriptors         atomic.Int64 // that are open
 	counted             atomic.Int64 // bytes read by descriptors
 	placed              atomic.Int64 // reads that were left in filling
+	inUse               atomic.Int64 // of them, those whose descriptor is not closed
 
 	filling Descriptor // of a local file that is not whole; nil if there is none
 
@@ -238,6 +239,7 @@ func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int,
 func (f *fakeFile) ReadInPlace(ctx context.Context, p []byte, off int64) (int, Descriptor, error) {
 	if d := f.f.filling; d != nil && f.e.Size > off {
 		f.f.placed.Add(1)
+		f.f.inUse.Add(1)
 		n := min(int64(len(p)), f.e.Size-off)
 		if n < int64(len(p)) {
 			return int(n), d, io.EOF

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,8 +26,24 @@ func fillingFake(t *testing.T, size int64, flags int) *fakeClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
-	c.filling, c.noLocal = d, errs.NotCached
+	c.filling, c.noLocal = usedDescriptor{d, &c.inUse}, errs.NotCached
+	t.Cleanup(func() {
+		if n := c.inUse.Load(); n != 0 {
+			t.Errorf("%d uses of the local file have not ended", n)
+		}
+	})
 	return c
+}
+
+// usedDescriptor counts the ends of uses.
+type usedDescriptor struct {
+	Descriptor
+	uses *atomic.Int64
+}
+
+func (d usedDescriptor) Close() error {
+	d.uses.Add(-1)
+	return nil
 }
 
 // TestReadsFromFillingFiles reads through the kernel what the client leaves in
@@ -83,6 +100,9 @@ func TestFillingFileThatCannotBeSpliced(t *testing.T) {
 	}
 	if n, err := unix.Read(p.r, buf); err != nil || n != len(buf) { // go-fuse throws away what it cannot splice
 		t.Fatal(n, err)
+	}
+	if c.inUse.Load() == 0 {
+		t.Error("the local file is not in use any more")
 	}
 	if b, st := p.Bytes(buf); st != gofuse.OK || !bytes.Equal(b, c.bytesOf("/x")[4096:][:len(buf)]) {
 		t.Error("other bytes ", st)

@@ -91,8 +91,14 @@ func (f *fsys) readFile(o *openFile, d Descriptor, buf []byte, off int64) gofuse
 // that fills.
 func (f *fsys) readRemote(ctx context.Context, o *openFile, buf []byte, off int64) (gofuse.ReadResult, gofuse.Status) {
 	n, d, err := o.file.ReadInPlace(ctx, buf, off)
-	if d != nil && n == len(buf) {
-		if res := f.readFile(o, d, buf, off); res != nil {
+	if d != nil {
+		res := f.readFile(o, d, buf, off)
+		if p, ok := res.(*fileReply); ok {
+			p.held = d // until the bytes have left
+			return res, gofuse.OK
+		}
+		_ = d.Close() // was only read
+		if res != nil {
 			return res, gofuse.OK
 		}
 		n, err = o.file.ReadAtContext(ctx, buf, off)

@@ -71,7 +71,9 @@ type fileReply struct {
 	at   int64 // in the local file
 	off  int64 // in the open file
 
-	unopened *nodeFile // that is in use until then; nil if there is none
+	// What is in use until the bytes have left; nil if there is none.
+	unopened *nodeFile
+	held     Descriptor
 }
 
 // maxIdlePipes bounds the pipes that are kept for later reads.
@@ -174,7 +176,10 @@ func (p *fileReply) Done() {
 	if p.unopened != nil {
 		p.fs.releaseUnopened(p.unopened)
 	}
-	p.fs, p.open, p.unopened = nil, nil, nil
+	if p.held != nil {
+		_ = p.held.Close() // was only read
+	}
+	p.fs, p.open, p.unopened, p.held = nil, nil, nil, nil
 	if _, err := unix.Read(p.r, p.extra[:]); !errors.Is(err, unix.EAGAIN) {
 		p.close() // not all of it was taken
 		return

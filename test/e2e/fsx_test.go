@@ -139,7 +139,12 @@ func (c *cluster) addMount(name string, args ...string) *role {
 }
 
 // opens returns how many files a mount opened in a mode for a reason.
-func (r *role) opens(mode, reason string) (n int64) {
+func (r *role) opens(mode, reason string) int64 {
+	return r.metric(fmt.Sprintf("millrace_fuse_opens_total{mode=%q,reason=%q}", mode, reason))
+}
+
+// metric returns the value of a series of the process; 0 if it has none.
+func (r *role) metric(series string) int64 {
 	t := r.c.t
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.chosen["--http-listen"]+"/metrics", http.NoBody)
@@ -156,8 +161,12 @@ func (r *role) opens(mode, reason string) (n int64) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if _, err := fmt.Sscanf(line, fmt.Sprintf("millrace_fuse_opens_total{mode=%q,reason=%q} %%d", mode, reason), &n); err == nil {
-			return n
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return int64(v)
 		}
 	}
 	return 0
