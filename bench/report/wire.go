@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"log/slog"
 	"net"
@@ -148,8 +147,7 @@ func (w *wire) readBare(ctx context.Context) error {
 // readBareSummed is readBare by a client that computes the checksum of what it
 // reads, as ours does.
 func (w *wire) readBareSummed(ctx context.Context) error {
-	table := crc32.MakeTable(crc32.Castagnoli)
-	return w.readBareAnd(ctx, func(p []byte) { crc32.Checksum(p, table) })
+	return w.readBareAnd(ctx, func(p []byte) { block.Checksum(p) })
 }
 
 func (w *wire) readBareAnd(ctx context.Context, do func([]byte)) error {
