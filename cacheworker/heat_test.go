@@ -51,6 +51,11 @@ func TestHeatFindsTheHottest(t *testing.T) {
 			}
 			found = append(found, b.GetIndex())
 		}
+		for _, b := range told[hot:] {
+			if once := int64(size / heatWindow.Seconds()); b.GetRate() > once {
+				t.Errorf("block %d, which was read once, is told to be read at %d bytes/s, more than %d", b.GetIndex(), b.GetRate(), once)
+			}
+		}
 		slices.Sort(found)
 		if !slices.Equal(found, []uint32{0, 1, 2, 3}) {
 			t.Errorf("the hottest are %v", found)

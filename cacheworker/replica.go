@@ -13,8 +13,9 @@ import (
 )
 
 // throughPatience is how many times longer than for what it has cached the
-// owner of a file is waited for, as it may have to ask the under-store.
-const throughPatience = 4
+// owner of a file is waited for, as it may have to ask the under-store. One that
+// is frozen costs as much.
+const throughPatience = 2
 
 // placementOf converts what a master said.
 func placementOf(p *api.Placement) *block.Placement {

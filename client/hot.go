@@ -45,7 +45,7 @@ func (m *membership) servers(k block.Key, length int64) int {
 // read, is not likely to answer.
 func (m *membership) spread(list []member, k block.Key, length int64, doubtful func(block.WorkerID) bool) []member {
 	order := m.placement.Owners(k, length, m.servers(k, length))
-	if len(order) < 2 || len(list) == 0 || list[0].id != order[0] || list[0].rank(doubtful) > 0 {
+	if len(order) < 2 || len(list) == 0 || list[0].id != order[0] {
 		return list
 	}
 	drawn := order[rand.IntN(len(order))]
