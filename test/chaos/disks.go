@@ -57,7 +57,9 @@ func (w *world) failDisk(ctx context.Context, rng *rand.Rand) error {
 		return nil //nolint:nilerr // there is nothing to trace
 	}
 	w.log.HappenTo(p.Name, "a worker's disk: "+f.What)
+	w.ailing.Store(p)
 	trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
+	defer w.ailing.Store(nil)
 	return heal()
 }
 

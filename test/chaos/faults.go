@@ -121,8 +121,13 @@ func (w *world) restart(who choice) fault {
 			return err
 		}
 		w.log.HappenTo(p.Name, "restart "+who.what)
-		if err := p.Terminate(settle); err != nil {
+		ailing := w.ailing.Load() == p
+		err = p.Terminate(settle)
+		if ailing = ailing || w.ailing.Load() == p; err != nil && !ailing {
 			return err
+		}
+		if err != nil {
+			w.log.Count("a worker could not write to its disk to the end, and said so")
 		}
 		return w.begin(ctx, p)
 	}

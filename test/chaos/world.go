@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"millrace/bench/rig"
@@ -61,6 +62,9 @@ type world struct {
 	callers            [callers]*cluster.Caller
 	tally              tally
 
+	// ailing is the worker whose disk fails now. One that ends meanwhile cannot
+	// write to the end, which it says by its exit status.
+	ailing atomic.Pointer[cluster.Process]
 	// calm is held, for reading, while something is wrong, and for writing by
 	// who needs all to be well.
 	calm sync.RWMutex
