@@ -54,7 +54,7 @@ func (w *world) failDisk(ctx context.Context, rng *rand.Rand) error {
 	heal, err := disk.Fail(ctx, p.PID(), f)
 	if err != nil {
 		w.log.Count("a worker had ended before its disk failed")
-		return nil //nolint:nilerr // there is nothing to trace
+		return nil // there is nothing to trace
 	}
 	w.log.HappenTo(p.Name, "a worker's disk: "+f.What)
 	w.ailing.Store(p)
