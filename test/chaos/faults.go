@@ -58,7 +58,7 @@ func (w *world) troubleMasters(ctx context.Context, rng *rand.Rand) error {
 		faults = append(faults, w.cutPower(w.cluster.Masters()[masters-1]))
 	}
 	if w.traceable {
-		faults = append(faults, w.failDiskOf(leader))
+		faults = append(faults, w.failLeadersDisk)
 	}
 	return w.trouble(ctx, rng, faults)
 }
@@ -76,6 +76,9 @@ func (w *world) troubleWorkers(ctx context.Context, rng *rand.Rand) error {
 	}
 	if w.images != nil {
 		faults = append(faults, w.cutPower(w.cluster.Workers()[1]))
+	}
+	if w.traceable {
+		faults = append(faults, w.failWorkersDisk)
 	}
 	return w.trouble(ctx, rng, faults)
 }
@@ -121,13 +124,8 @@ func (w *world) restart(who choice) fault {
 			return err
 		}
 		w.log.HappenTo(p.Name, "restart "+who.what)
-		ailing := w.ailing.Load() == p
-		err = p.Terminate(settle)
-		if ailing = ailing || w.ailing.Load() == p; err != nil && !ailing {
+		if err := p.Terminate(settle); err != nil {
 			return err
-		}
-		if err != nil {
-			w.log.Count("a worker could not write to its disk to the end, and said so")
 		}
 		return w.begin(ctx, p)
 	}

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"millrace/bench/rig"
@@ -62,9 +61,6 @@ type world struct {
 	callers            [callers]*cluster.Caller
 	tally              tally
 
-	// ailing is the worker whose disk fails now. One that ends meanwhile cannot
-	// write to the end, which it says by its exit status.
-	ailing atomic.Pointer[cluster.Process]
 	// calm is held, for reading, while something is wrong, and for writing by
 	// who needs all to be well.
 	calm sync.RWMutex
@@ -199,7 +195,8 @@ func (w *world) startCluster(ctx context.Context, binary string) error {
 	defer cancel()
 	cfg := cluster.Config{
 		Binary: binary, Dir: w.dir, Masters: masters, Workers: workers, Cache: strconv.Itoa(cacheSize),
-		Env: append(w.s3.Env(), "AWS_ENDPOINT_URL=http://"+w.link.address()),
+		TierTOML: `probe_interval = "1s"`,
+		Env:      append(w.s3.Env(), "AWS_ENDPOINT_URL=http://"+w.link.address()),
 	}
 	if w.net != nil {
 		cfg.Host = w.net.Place

@@ -38,6 +38,8 @@ type Config struct {
 	// MasterTOML, WorkerTOML and MountTOML are lines put into the sections
 	// [master], [worker] and [fuse] of every such process.
 	MasterTOML, WorkerTOML, MountTOML string
+	// TierTOML are lines put into each [[worker.tier]].
+	TierTOML string
 	// Env is added to the environment of every process.
 	Env []string
 	// Host says where the process of that name lives; nil: each at a loopback
@@ -176,11 +178,11 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	c.common(&b)
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
-	const tier = "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n"
+	const tier = "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n%s\n"
 	if c.cfg.Memory != "" {
-		fmt.Fprintf(&b, tier, "memory", p.MemoryDir(), c.cfg.Memory)
+		fmt.Fprintf(&b, tier, "memory", p.MemoryDir(), c.cfg.Memory, c.cfg.TierTOML)
 	}
-	fmt.Fprintf(&b, tier, "ssd", p.CacheDir(), c.cfg.Cache)
+	fmt.Fprintf(&b, tier, "ssd", p.CacheDir(), c.cfg.Cache, c.cfg.TierTOML)
 	if err := p.configure(b.String()); err != nil {
 		return nil, err
 	}
