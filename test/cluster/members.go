@@ -121,30 +121,15 @@ func (c *Cluster) Replace(ctx context.Context, p *Process) error {
 
 // DisksServe waits until all cache directories of a worker are in service.
 func (c *Cluster) DisksServe(ctx context.Context, p *Process) error {
-	return Until(ctx, func() error {
-		out, err := c.Run(ctx, "status", "-o", "json")
-		if err != nil {
-			return err
+	want := 1.0
+	if c.cfg.Memory != "" {
+		want++
+	}
+	return p.Until(ctx, func() error {
+		up, err := p.Metric(ctx, "millrace_tier_directory_up")
+		if err == nil && up != want {
+			err = fmt.Errorf("%v cache directories of %v are in service", up, want)
 		}
-		var st struct {
-			Workers []struct {
-				Address string `json:"address"`
-				Tiers   []struct {
-					Dir   string `json:"dir"`
-					State string `json:"state"`
-				} `json:"tiers"`
-			} `json:"workers"`
-		}
-		if err := json.Unmarshal([]byte(out), &st); err != nil {
-			return err
-		}
-		for _, w := range st.Workers {
-			for _, t := range w.Tiers {
-				if w.Address == p.Address("grpc") && t.State != "ok" {
-					return fmt.Errorf("%s is %s still", t.Dir, t.State)
-				}
-			}
-		}
-		return nil
+		return err
 	})
 }
