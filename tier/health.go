@@ -62,14 +62,14 @@ func (h *health) strike(now time.Time, most int) bool {
 // there is no disk; or the index was left in a state that nobody knows.
 func (d *dir) judge(err error) {
 	switch {
+	case d.index.failure() != nil: // whatever it was
+		d.fail(d.unusable(d.index.failure()))
 	case isNoSpace(err), errors.Is(err, vfs.ErrShared), errors.Is(err, fs.ErrNotExist),
 		errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
 		// Of the room, of others, of this process. checkPlace looks whether
 		// the directory is there.
 	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ENXIO):
 		d.fail(d.unusable(err))
-	case d.index.failure() != nil:
-		d.fail(d.unusable(d.index.failure()))
 	case d.strike(time.Now(), d.cfg.MaxErrors):
 		d.fail(d.unusable(err))
 	}

@@ -44,6 +44,7 @@ func TestWhatFailsADirectory(t *testing.T) {
 		"write path~data/ nth=1 err=EIO":              {8, false},
 		"write path~index/ err=EIO":                   {4, true},
 		"write,truncate path~index/ err=EIO":          {1, true},
+		"write,truncate path~index/ err=ENOSPC":       {1, true},
 		"write path~data/ err=EROFS":                  {1, true},
 		"open path~data/ err=EROFS":                   {1, true},
 		"write path~data/ err=ENOSPC":                 {20, false},

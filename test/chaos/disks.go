@@ -12,21 +12,17 @@ import (
 	"time"
 
 	"millrace/test/cluster"
-	"millrace/test/disk"
 	"millrace/test/trial"
 )
 
 // found bounds the time from the flip of a bit to the count of it.
 const found = 30 * time.Second
 
-// troubleDisks lets disks be full and fail, and bits flip, until ctx ends.
+// troubleDisks lets a disk be full, bits flip and DataNodes freeze, until ctx ends.
 func (w *world) troubleDisks(ctx context.Context, rng *rand.Rand) error {
 	faults := []fault{w.quietly(w.flip), w.quietly(w.flip)}
 	if w.small != nil {
 		faults = append(faults, w.fillDisk)
-	}
-	if w.traceable {
-		faults = append(faults, w.failDisk)
 	}
 	if w.hdfs != nil {
 		faults = append(faults, w.quietly(w.freezeDataNode))
@@ -43,22 +39,6 @@ func (w *world) fillDisk(ctx context.Context, rng *rand.Rand) error {
 	}
 	trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
 	return free()
-}
-
-// failDisk lets all disks of a worker fail for a while. Any worker but those
-// that others may end meanwhile is well.
-func (w *world) failDisk(ctx context.Context, rng *rand.Rand) error {
-	p := w.cluster.Workers()[rng.IntN(workers)]
-	all := disk.Failures()
-	f := all[rng.IntN(len(all))]
-	heal, err := disk.Fail(ctx, p.PID(), f)
-	if err != nil {
-		w.log.Count("a worker had ended before its disk failed")
-		return nil //nolint:nilerr // there is nothing to trace
-	}
-	w.log.HappenTo(p.Name, "a worker's disk: "+f.What)
-	trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
-	return heal()
 }
 
 // copyOfOne is a cached file that one worker alone has, whole.

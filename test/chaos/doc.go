@@ -12,14 +12,14 @@
 //
 //   - The leader, any master and any worker: kill -9, SIGSTOP for 10 s, restart.
 //   - Their machines: the power of a worker's and of a master's is cut, any
-//     master and any worker comes back with an empty disk.
+//     master and any worker comes back with an empty disk; the disk of the leader
+//     and of any worker answers EIO, or ENOSPC, to reads and writes.
 //   - The network: the leader alone; the leader with half of the workers;
 //     clients lose a worker; links that lose packets.
 //   - The under-stores: S3 answers 500, 503, half bodies, slowly, or ends
 //     connections; the way to it is delayed, held up, cut, and swallowed by a TCP
 //     proxy; a DataNode and the NameNode of HDFS are killed.
-//   - Disks: a worker's is full; the leader's and any worker's answer EIO, or
-//     ENOSPC, to reads and writes; a bit of a cached file flips. A DataNode is
+//   - Disks: a worker's is full; a bit of a cached file flips; a DataNode is
 //     frozen.
 //
 // One of each of the four groups, masters, workers, under-stores and disks, goes
@@ -45,7 +45,8 @@
 //   - At the end all is well again: every object is read, every process ends
 //     cleanly.
 //
-// A change that failed for want of a leader, or in time, may have been done: it
+// A worker on a disk that fails cannot start, and cannot end cleanly: nobody asks
+// it to, and its disk must be in use again soon after it is well. A change that failed for want of a leader, or in time, may have been done: it
 // counts as either. Slow reads are told, and are no violation.
 //
 // # Where

@@ -58,7 +58,7 @@ func (w *world) troubleMasters(ctx context.Context, rng *rand.Rand) error {
 		faults = append(faults, w.cutPower(w.cluster.Masters()[masters-1]))
 	}
 	if w.traceable {
-		faults = append(faults, w.failDiskOf(leader))
+		faults = append(faults, w.failLeadersDisk)
 	}
 	return w.trouble(ctx, rng, faults)
 }
@@ -76,6 +76,9 @@ func (w *world) troubleWorkers(ctx context.Context, rng *rand.Rand) error {
 	}
 	if w.images != nil {
 		faults = append(faults, w.cutPower(w.cluster.Workers()[1]))
+	}
+	if w.traceable {
+		faults = append(faults, w.failWorkersDisk)
 	}
 	return w.trouble(ctx, rng, faults)
 }

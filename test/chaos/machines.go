@@ -74,26 +74,48 @@ func (w *world) cutPower(p *cluster.Process) fault {
 	}
 }
 
-// failDiskOf lets the disk of a process fail until it is replaced by one with
-// the same on it.
-func (w *world) failDiskOf(who choice) fault {
-	return func(ctx context.Context, rng *rand.Rand) error {
-		p, err := who.pick(ctx, rng)
-		if err != nil {
-			return err
-		}
-		all := disk.Failures()
-		f := all[rng.IntN(len(all))]
-		heal, err := disk.Fail(ctx, p.PID(), f)
-		if err != nil {
-			return fmt.Errorf("let the disk of %s fail: %w", p.Name, err)
-		}
-		w.log.HappenTo(p.Name, "the disk of "+who.what+": "+f.What)
-		trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
-		p.Kill()
-		if err := heal(); err != nil {
-			return err
-		}
-		return w.begin(ctx, p)
+// failLeadersDisk lets the disk of the leader fail until it is replaced by one
+// with the same on it.
+func (w *world) failLeadersDisk(ctx context.Context, rng *rand.Rand) error {
+	p, err := w.leader(ctx)
+	if err != nil {
+		return err
 	}
+	heal, err := w.failDisk(ctx, rng, p, "the disk of the leader: ")
+	if err != nil {
+		return err
+	}
+	p.Kill()
+	if err := heal(); err != nil {
+		return err
+	}
+	return w.begin(ctx, p)
+}
+
+// failWorkersDisk lets the disk of a worker fail, and waits until the worker
+// uses it again.
+func (w *world) failWorkersDisk(ctx context.Context, rng *rand.Rand) error {
+	p := w.cluster.Workers()[rng.IntN(workers)]
+	heal, err := w.failDisk(ctx, rng, p, "a worker's disk: ")
+	if err != nil {
+		return err
+	}
+	if err := heal(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	return w.cluster.DisksServe(ctx, p)
+}
+
+// failDisk lets all disks of a process fail, and returns after a while.
+func (w *world) failDisk(ctx context.Context, rng *rand.Rand, p *cluster.Process, what string) (heal func() error, err error) {
+	all := disk.Failures()
+	f := all[rng.IntN(len(all))]
+	if heal, err = disk.Fail(ctx, p.PID(), f); err != nil {
+		return nil, fmt.Errorf("let the disk of %s fail: %w", p.Name, err)
+	}
+	w.log.HappenTo(p.Name, what+f.What)
+	trial.Sleep(ctx, trial.Between(rng, time.Second, 5*time.Second))
+	return heal, nil
 }

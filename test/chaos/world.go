@@ -195,7 +195,8 @@ func (w *world) startCluster(ctx context.Context, binary string) error {
 	defer cancel()
 	cfg := cluster.Config{
 		Binary: binary, Dir: w.dir, Masters: masters, Workers: workers, Cache: strconv.Itoa(cacheSize),
-		Env: append(w.s3.Env(), "AWS_ENDPOINT_URL=http://"+w.link.address()),
+		TierTOML: `probe_interval = "1s"`,
+		Env:      append(w.s3.Env(), "AWS_ENDPOINT_URL=http://"+w.link.address()),
 	}
 	if w.net != nil {
 		cfg.Host = w.net.Place

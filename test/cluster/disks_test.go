@@ -137,10 +137,11 @@ func TestWorkerLosesPower(t *testing.T) {
 }
 
 // TestWorkersDiskFails lets the disk of a worker fail under readers, which see
-// no error: it has what it cannot keep or read from the under-store.
+// no error: it has what it cannot keep or read from the under-store. It uses the
+// disk again when that is well.
 func TestWorkersDiskFails(t *testing.T) {
 	testenv.Require(t, testenv.Strace)
-	c := start(t, 1, 2, nil)
+	c := start(t, 1, 2, func(cfg *Config) { cfg.TierTOML = `probe_interval = "100ms"` })
 	files := c.source(t, 40, 300<<10)
 	cl, err := c.Client(t.Context(), throughWorkers)
 	must(t, err)
@@ -154,7 +155,7 @@ func TestWorkersDiskFails(t *testing.T) {
 		_, _ = c.Run(t.Context(), "free", "/") // so that it has to write; what it cannot delete stays
 		t.Logf("worst read with %s: %v", f.What, r.progress(t, 100))
 		must(t, heal())
-		must(t, w.Ready(bounded(t)))
+		must(t, c.DisksServe(bounded(t), w))
 		r.progress(t, 100)
 	}
 	r.stop(t)

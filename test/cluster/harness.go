@@ -41,6 +41,8 @@ type Config struct {
 	// Hosts makes each worker one of a host of its own, whose host_id is the
 	// worker's name.
 	Hosts bool
+	// TierTOML are lines put into each [[worker.tier]].
+	TierTOML string
 	// Env is added to the environment of every process.
 	Env []string
 	// Host says where the process of that name lives; nil: each at a loopback
@@ -182,11 +184,11 @@ func (c *Cluster) AddWorker() (*Process, error) {
 	}
 	fmt.Fprintf(&b, "\n[worker]\ndata_dir = %q\nlisten = %q\ndata_listen = %q\nhttp_listen = %q\n%s\n",
 		p.DataDir(), p.Address("grpc"), p.Address("data"), p.Address("http"), c.cfg.WorkerTOML)
-	const tier = "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n"
+	const tier = "\n[[worker.tier]]\nmedium = %q\ndir = %q\ncapacity = %q\n%s\n"
 	if c.cfg.Memory != "" {
-		fmt.Fprintf(&b, tier, "memory", p.MemoryDir(), c.cfg.Memory)
+		fmt.Fprintf(&b, tier, "memory", p.MemoryDir(), c.cfg.Memory, c.cfg.TierTOML)
 	}
-	fmt.Fprintf(&b, tier, "ssd", p.CacheDir(), c.cfg.Cache)
+	fmt.Fprintf(&b, tier, "ssd", p.CacheDir(), c.cfg.Cache, c.cfg.TierTOML)
 	if err := p.configure(b.String()); err != nil {
 		return nil, err
 	}

@@ -118,3 +118,18 @@ func (c *Cluster) Replace(ctx context.Context, p *Process) error {
 		return err
 	})
 }
+
+// DisksServe waits until all cache directories of a worker are in service.
+func (c *Cluster) DisksServe(ctx context.Context, p *Process) error {
+	want := 1.0
+	if c.cfg.Memory != "" {
+		want++
+	}
+	return p.Until(ctx, func() error {
+		up, err := p.Metric(ctx, "millrace_tier_directory_up")
+		if err == nil && up != want {
+			err = fmt.Errorf("%v cache directories of %v are in service", up, want)
+		}
+		return err
+	})
+}

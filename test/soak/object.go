@@ -132,8 +132,9 @@ func numbers(list []*version) (n []int) {
 // last version.
 func (o *object) isCurrent(point string) error {
 	o.mu.Lock()
-	last := o.versions[len(o.versions)-1]
+	all := slices.Clone(o.versions)
 	o.mu.Unlock()
+	last := all[len(all)-1]
 	f, err := os.Open(filepath.Join(point, o.key))
 	if last.absent {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -152,7 +153,7 @@ func (o *object) isCurrent(point string) error {
 		return fmt.Errorf("%s: %w", o.key, err)
 	}
 	if int64(len(data)) != o.size || len(narrow([]*version{last}, data, 0)) == 0 {
-		return fmt.Errorf("%s: %d bytes, which are not version %d", o.key, len(data), last.number)
+		return fmt.Errorf("%s: %d bytes, which are of the versions %v, not %d", o.key, len(data), numbers(narrow(all, data, 0)), last.number)
 	}
 	return nil
 }
