@@ -12,11 +12,11 @@
 // crew (crew.go) of goroutines flies all of them. Pages that the tier's scrubber
 // found damaged are fetched for it (repair.go) behind all others. Programs on
 // this host may get a descriptor of what is cached whole, and tell what they
-// read by it (descriptor.go). The worker's identity, mount table
-// and start epoch are kept in its data directory (identity.go, mounts.go); a
-// reporter per master (masters.go, master.go, report.go), also of those that
-// join the group later, registers the worker, beats, and streams changes of
-// cached blocks.
+// read by it (descriptor.go). The worker's identity, mount table and start epoch
+// are kept in its data directory (identity.go, mounts.go), and which masters
+// there were; a reporter per master (masters.go, master.go, report.go), also of
+// those that join the group later, registers the worker, beats, and streams
+// changes of cached blocks.
 //
 // Invariants:
 //   - A page of a file is fetched once however many readers want it at a time,
