@@ -128,6 +128,10 @@ MICRO_RUN ?= Owners|Ticket|ParseHeader|Read4K|Read1M|OpenRead4K|Hit|Fill|FullRep
 bench-micro: ## the parts by themselves: data plane, cache hit and fill, decoding, placement, block map
 	$(GO) test -run '^$$' -bench '$(MICRO_RUN)' -benchmem -count 5 -benchtime 0.2s $(MICRO)
 
+.PHONY: bench-blockmap
+bench-blockmap: ## a new master's block map of 100 workers with 1,000,000 blocks each: at most 60 s and 2 GiB
+	$(GO) test -run '^$$' -bench ManyWorkers -benchtime 1x -timeout 5m ./cachemaster
+
 .PHONY: bench-policy
 bench-policy: ## hit ratios of eviction policies on replayed traces, into bench/out/policy.json
 	@mkdir -p bench/out

@@ -339,6 +339,30 @@ func TestTransfer(t *testing.T) {
 	eventually(t, "it leads", func() bool { n, _ := g.leader(); return n == to })
 }
 
+// TestTransferToAny makes a follower lead, though the leader has not heard of any
+// yet.
+func TestTransferToAny(t *testing.T) {
+	t.Parallel()
+	g := newGroup(t, 3, 3)
+	g.startAll(3)
+	n, l := g.leader()
+	for i := range 3 {
+		l.m.announced.forget(fmt.Sprint("m", i))
+	}
+	g.change("transfer", func(c api.GroupServiceClient) error {
+		if next, _ := g.leader(); next != n {
+			return nil // the attempt before did it
+		}
+		_, err := c.TransferLeadership(t.Context(), &api.TransferLeadershipRequest{})
+		return err
+	})
+	eventually(t, "another one leads", func() bool { next, _ := g.leader(); return next != n })
+	_, err := api.NewGroupServiceClient(l.conn).TransferLeadership(t.Context(), &api.TransferLeadershipRequest{Id: "nobody"})
+	if errs.KindOf(err) == errs.Unknown {
+		t.Error("leadership was given to nobody")
+	}
+}
+
 // TestFollowersKnowAddresses: each master is known to all, also one that never
 // led, and a follower names the leader.
 func TestFollowersKnowAddresses(t *testing.T) {

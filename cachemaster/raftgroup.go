@@ -92,9 +92,15 @@ func (n *raftNode) remove(id string) error {
 	return n.changed(n.raft.RemoveServer(raft.ServerID(id), 0, n.cfg.ApplyTimeout.Std()).Error(), "remove master", id)
 }
 
-// transfer makes another voter lead.
+// transfer makes another voter lead. It is errs.Unavailable if that one did not
+// take over in time.
 func (n *raftNode) transfer(s raft.Server) error {
-	return n.changed(n.raft.LeadershipTransferToServer(s.ID, s.Address).Error(), "transfer leadership to", string(s.ID))
+	const op = "transfer leadership to"
+	err := n.changed(n.raft.LeadershipTransferToServer(s.ID, s.Address).Error(), op, string(s.ID))
+	if err != nil && errs.KindOf(err) == errs.Unknown {
+		return errs.E(errs.Unavailable, op, string(s.ID), err)
+	}
+	return err
 }
 
 // changed says what became of a change of the group.

@@ -220,20 +220,63 @@ func (s *groupService) TransferLeadership(ctx context.Context, r *api.TransferLe
 	if _, err := m.begin(ctx, 0); err != nil {
 		return nil, err
 	}
-	v, ok, err := m.raft.member(id)
-	switch {
-	case err != nil:
-		return nil, err
-	case id == m.raft.id:
+	if id == m.raft.id {
 		return &api.TransferLeadershipReply{}, nil
-	case !ok || v.Suffrage != raft.Voter:
-		return nil, errs.E(errs.NotFound, "transfer leadership to", id, errors.New("no voter of the group has this ID"))
 	}
-	if state := m.stateOf(v); state != masterFollower {
-		return nil, errs.E(errs.Unavailable, "transfer leadership to", id, fmt.Errorf("it is %s", state))
+	v, err := m.awaitFollower(ctx, id)
+	if err != nil {
+		return nil, err
 	}
 	if err := m.raft.transfer(v); err != nil && !errors.As(err, new(*rpcerr.NotLeader)) {
 		return nil, err
 	}
 	return &api.TransferLeadershipReply{}, nil
+}
+
+// awaitFollower returns the follower of an ID; without one, that which has
+// applied most. A leader that was just elected has to hear of them first.
+func (m *Master) awaitFollower(ctx context.Context, id string) (raft.Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, silentAfter)
+	defer cancel()
+	for {
+		news := m.announced.news.next()
+		v, err := m.follower(id)
+		if errs.KindOf(err) != errs.Unavailable {
+			return v, err
+		}
+		if wait(ctx, m.stopping, news) != nil {
+			return v, err
+		}
+	}
+}
+
+// follower returns the follower of an ID, or that which has applied most. It is
+// errs.Unavailable if it could not lead now.
+func (m *Master) follower(id string) (raft.Server, error) {
+	const op = "transfer leadership to"
+	servers, _, err := m.raft.servers()
+	if err != nil {
+		return raft.Server{}, err
+	}
+	servers = slices.DeleteFunc(slices.Clone(servers), func(v raft.Server) bool {
+		return v.Suffrage != raft.Voter || string(v.ID) == m.raft.id || id != "" && string(v.ID) != id
+	})
+	if len(servers) == 0 {
+		return raft.Server{}, errs.E(errs.NotFound, op, id, errors.New("the group has no such voter"))
+	}
+	best := slices.MaxFunc(servers, func(x, y raft.Server) int { return cmp.Compare(m.appliedBy(x), m.appliedBy(y)) })
+	if state := m.stateOf(best); state != masterFollower {
+		return raft.Server{}, errs.E(errs.Unavailable, op, string(best.ID), fmt.Errorf("it is %s", state))
+	}
+	return best, nil
+}
+
+// appliedBy returns how far a follower has applied the log, as far as it was
+// heard of lately: -1 if it was not.
+func (m *Master) appliedBy(v raft.Server) int64 {
+	if m.stateOf(v) != masterFollower {
+		return -1
+	}
+	a, _ := m.announced.lately(string(v.ID))
+	return int64(a.GetAppliedIndex())
 }

@@ -14,11 +14,11 @@
 // this host may get a descriptor of what is cached whole, and tell what they
 // read by it (descriptor.go), or of what still fills, and be told which bytes
 // are there by now (inplace.go). What other hosts read most is counted (heat.go)
-// and told with each heartbeat. The worker's identity, mount table
-// and start epoch are kept in its data directory (identity.go, mounts.go); a
-// reporter per master (masters.go, master.go, report.go), also of those that
-// join the group later, registers the worker, beats, and streams changes of
-// cached blocks.
+// and told with each heartbeat. The worker's identity, mount table and start
+// epoch are kept in its data directory (identity.go, mounts.go), and which
+// masters there were; a reporter per master (masters.go, master.go, report.go),
+// also of those that join the group later, registers the worker, beats, and
+// streams changes of cached blocks.
 //
 // Invariants:
 //   - A page of a file is fetched once however many readers want it at a time,

@@ -2,12 +2,18 @@ package cacheworker
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
@@ -22,6 +28,11 @@ import (
 // maxMasters bounds the masters that a worker reports to.
 const maxMasters = 16
 
+// mastersFile holds, in the worker's data directory, the addresses of the
+// masters as they last named each other, as a JSON array: a worker that starts
+// when those that it was configured with have left finds the others.
+const mastersFile = "masters.json"
+
 // masterSet are the masters that the worker reports to: those that it was
 // configured with and those that they name, so that one which joins the group
 // knows the worker before it may lead. A master that is reached by two
@@ -34,7 +45,9 @@ type masterSet struct {
 	list atomic.Pointer[[]*link] // the configured ones first; replaced under mu
 	news chan struct{}           // one element: there is a new one
 
-	mu sync.Mutex
+	mu   sync.Mutex
+	name string   // of the file
+	kept []string // what it holds
 }
 
 // link is one address of a master.
@@ -47,10 +60,16 @@ type link struct {
 	id string // of the master; "" before the first contact; guarded by the set's lock
 }
 
-func newMasterSet(cfg Config, addrs []string, s self, log *slog.Logger) (*masterSet, error) {
-	m := &masterSet{cfg: cfg, self: s, log: log, news: make(chan struct{}, 1)}
+func newMasterSet(cfg Config, addrs []string, dataDir string, s self, log *slog.Logger) (*masterSet, error) {
+	m := &masterSet{cfg: cfg, self: s, log: log, news: make(chan struct{}, 1), name: filepath.Join(dataDir, mastersFile)}
+	if err := m.load(); err != nil {
+		return nil, err
+	}
 	var all []*link
-	for _, addr := range addrs {
+	for _, addr := range append(slices.Clone(addrs), m.kept...) {
+		if slices.ContainsFunc(all, func(l *link) bool { return l.addr == addr }) {
+			continue
+		}
 		l, err := m.dial(addr)
 		if err != nil {
 			m.close()
@@ -60,6 +79,45 @@ func newMasterSet(cfg Config, addrs []string, s self, log *slog.Logger) (*master
 		m.list.Store(&all)
 	}
 	return m, nil
+}
+
+// load reads which masters there were when the worker last heard of them.
+func (m *masterSet) load() error {
+	b, err := os.ReadFile(m.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return errs.Wrap(err, "read the masters", m.name)
+	}
+	if err := json.Unmarshal(b, &m.kept); err != nil {
+		return errs.E(errs.Corrupt, "read the masters", m.name, err)
+	}
+	m.kept = m.kept[:min(len(m.kept), maxMasters)]
+	return nil
+}
+
+// keep notes which masters there are. mu is held.
+func (m *masterSet) keep(group []*api.MasterAddress) {
+	var addrs []string
+	for _, master := range group {
+		if master.GetGrpc() != "" && len(addrs) < maxMasters {
+			addrs = append(addrs, master.GetGrpc())
+		}
+	}
+	slices.Sort(addrs)
+	if len(addrs) == 0 || slices.Equal(addrs, m.kept) {
+		return
+	}
+	b, err := json.Marshal(addrs)
+	if err == nil {
+		err = renameio.WriteFile(m.name, append(b, '\n'), 0o600)
+	}
+	if err != nil {
+		m.log.Warn("noting which masters there are", "err", err)
+		return
+	}
+	m.kept = addrs
 }
 
 // links returns those of now, which do not change.
@@ -120,6 +178,7 @@ func (m *masterSet) met(r *reporter, id string, group []*api.MasterAddress) (goO
 	for _, other := range group {
 		m.learn(other)
 	}
+	m.keep(group)
 	return true
 }
 

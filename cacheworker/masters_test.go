@@ -40,6 +40,26 @@ func TestFurtherMasters(t *testing.T) {
 	}
 }
 
+// TestFurtherMastersAreKept: a worker that starts when the masters that it was
+// configured with have left finds those that it learned of.
+func TestFurtherMastersAreKept(t *testing.T) {
+	known, further := newFakeMaster(), newFakeMaster()
+	known.id, further.id = "m1", "m2"
+	known.mounts, further.mounts = testMounts(2), testMounts(2)
+	known.group = []*api.MasterAddress{{Id: "m1", Grpc: startMaster(t, known)}, {Id: "m2", Grpc: startMaster(t, further)}}
+	configured := known.group[0].GetGrpc()
+	r := newRig(t, rigOptions{masters: []string{configured}})
+	eventually(t, "contact", func() bool { return further.count(&further.beats) > 0 })
+	known.set(func() { known.down = true })
+	r.stop()
+	before := further.count(&further.beats)
+	r = newRig(t, rigOptions{old: r, masters: []string{configured}})
+	eventually(t, "contact after a restart", func() bool { return further.count(&further.beats) > before })
+	if n := len(r.w.masters.links()); n != 2 {
+		t.Errorf("%d masters, want 2", n)
+	}
+}
+
 // TestOneMasterByTwoAddresses is reported to once, so that its reports have one
 // order.
 func TestOneMasterByTwoAddresses(t *testing.T) {

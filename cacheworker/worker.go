@@ -37,7 +37,7 @@ type Deps struct {
 	Data     net.Listener // for clients and other workers
 	Unix     net.Listener // the same for this host; may be nil
 	HTTPAddr string       // where the owner serves metrics; "" for nowhere
-	DataDir  string       // holds the identity and the mount table
+	DataDir  string       // holds the identity, the mount table and the masters' addresses
 	BootID   string       // see BootID
 	// AdvertiseHost is the host name or address by which others reach
 	// listeners that are bound to all addresses; "" is the host's name.
@@ -117,7 +117,7 @@ func New(cfg Config, deps Deps, log *slog.Logger, reg prometheus.Registerer) (*W
 	w.fetcher = newFetcher(cfg, deps.Store, w.mounts, w.placed, w.counters, log)
 	w.loader = newLoader(w, cfg.LoadConcurrency, w.capacity().most)
 	w.data = blockio.NewServer(deps.DataPlane, blockio.Identity{WorkerID: id.current().WorkerID, BootID: deps.BootID}, w, log, reg)
-	if w.masters, err = newMasterSet(cfg, deps.Masters, w, log); err != nil {
+	if w.masters, err = newMasterSet(cfg, deps.Masters, deps.DataDir, w, log); err != nil {
 		return nil, err
 	}
 	w.fetcher.peers = newPeers(cfg, w)

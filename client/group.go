@@ -61,12 +61,18 @@ func (c *Client) RemoveMaster(ctx context.Context, id string) error {
 	})
 }
 
-// TransferLeadership makes another master lead. id must name one.
+// TransferLeadership makes another master lead: the one of that ID, or, if it is
+// empty, the one that has applied most.
 func (c *Client) TransferLeadership(ctx context.Context, id string) error {
-	return c.group(ctx, "transfer leadership to", id, func(ctx context.Context, g api.GroupServiceClient) error {
-		_, err := g.TransferLeadership(ctx, &api.TransferLeadershipRequest{Id: id})
+	transfer := func(ctx context.Context, cc *grpc.ClientConn) error {
+		_, err := api.NewGroupServiceClient(cc).TransferLeadership(ctx, &api.TransferLeadershipRequest{Id: id})
 		return err
-	})
+	}
+	how := always
+	if id == "" {
+		how = ifRefused // the next leader would give it away once more
+	}
+	return errs.Wrap(c.masters.retry(ctx, how, transfer), "transfer leadership to", id)
 }
 
 // group asks the leader something about the masters. All of it may be asked

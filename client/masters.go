@@ -103,6 +103,13 @@ func (m *masters) conn(addr string) (*grpc.ClientConn, error) {
 	return cc, nil
 }
 
+// known returns the presumed leader; "" if there is none.
+func (m *masters) known() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.leader
+}
+
 // answered remembers who leads.
 func (m *masters) answered(addr string) {
 	m.mu.Lock()
@@ -179,6 +186,9 @@ func (m *masters) call(ctx context.Context, op, path string, f func(context.Cont
 func (m *masters) retry(ctx context.Context, how repeatable, f func(context.Context, *grpc.ClientConn) error) error {
 	budget, cancel := context.WithTimeout(ctx, m.cfg.RetryFor.Std())
 	defer cancel()
+	if how != always && m.known() == "" {
+		m.find(budget) // one that is not there would end it
+	}
 	var p pause
 	for hops := 0; ; {
 		addr, cc, err := m.pick()

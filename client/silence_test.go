@@ -142,8 +142,9 @@ func TestFreeIsNotRepeated(t *testing.T) {
 	old, next := newFakeMaster(), newFakeMaster()
 	old.serve(t, "127.0.0.1:0")
 	next.serve(t, "127.0.0.1:0")
-	freeze(t, old)
 	c := dial(t, []string{old.addr, next.addr}, quick)
+	c.masters.answered(old.addr)
+	freeze(t, old)
 	if _, err := c.Free(t.Context(), "/x"); !errors.Is(err, errs.Unavailable) {
 		t.Error(err)
 	}
@@ -188,15 +189,27 @@ func TestFindsTheLeader(t *testing.T) {
 	all[2].set(func() { all[2].notLeading = true })
 	c := dial(t, addrs)
 	c.masters.find(t.Context())
-	if c.masters.leader != "" {
-		t.Errorf("%s leads, and nobody does", c.masters.leader)
+	if c.masters.known() != "" {
+		t.Errorf("%s leads, and nobody does", c.masters.known())
 	}
 	all[2].set(func() { all[2].notLeading = false })
-	for c.masters.leader != all[2].addr { // the search is short, and the machine may be busy
+	for c.masters.known() != all[2].addr { // the search is short, and the machine may be busy
 		c.masters.find(t.Context())
 	}
 	c.masters.failed(all[1].addr)
-	if c.masters.leader != all[2].addr {
+	if c.masters.known() != all[2].addr {
 		t.Error("the leader is forgotten for the failure of another one")
+	}
+}
+
+// TestLeaderIsFoundForOneAttempt: what is not repeated does not fail for a master
+// that is not there.
+func TestLeaderIsFoundForOneAttempt(t *testing.T) {
+	gone, leader := newFakeMaster(), newFakeMaster()
+	gone.serve(t, "127.0.0.1:0")()
+	leader.serve(t, "127.0.0.1:0")
+	c := dial(t, []string{gone.addr, leader.addr})
+	if _, err := c.Free(t.Context(), "/x"); err != nil {
+		t.Error(err)
 	}
 }

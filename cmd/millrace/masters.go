@@ -1,16 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
-
-	"millrace/client"
-	"millrace/internal/errs"
 )
 
 func (a *app) mastersCommand() *cobra.Command {
@@ -58,30 +53,9 @@ func (a *app) mastersRemoveCommand() *cobra.Command {
 
 func (a *app) mastersTransferCommand() *cobra.Command {
 	c := a.masterChange("transfer [ID]", "Make another master lead: ID, or the one that has applied most",
-		func(ctx context.Context, s *session, id string) error {
-			if id == "" {
-				var err error
-				if id, err = successor(ctx, s); err != nil {
-					return err
-				}
-			}
-			return s.TransferLeadership(ctx, id)
-		})
+		func(ctx context.Context, s *session, id string) error { return s.TransferLeadership(ctx, id) })
 	c.Args = cobra.MaximumNArgs(1)
 	return c
-}
-
-// successor returns the follower that has applied most.
-func successor(ctx context.Context, s *session) (string, error) {
-	list, err := s.Masters(ctx)
-	if err != nil {
-		return "", err
-	}
-	list = slices.DeleteFunc(list, func(m client.GroupMember) bool { return m.State != "follower" })
-	if len(list) == 0 {
-		return "", errs.E(errs.Unavailable, "transfer leadership", "", errors.New("there is no follower that could lead"))
-	}
-	return slices.MaxFunc(list, func(x, y client.GroupMember) int { return cmp.Compare(x.AppliedIndex, y.AppliedIndex) }).ID, nil
 }
 
 // masterChange is a command that changes the group.
