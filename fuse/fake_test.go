@@ -27,6 +27,7 @@ type fakeClient struct {
 
 	stats, lists, opens atomic.Int64
 	reads               atomic.Int64 // of File.ReadAtContext
+	asks                atomic.Int64 // bytes that those asked for
 	passed              atomic.Int64 // of opens
 	asked               atomic.Int64 // for descriptors
 	filled              atomic.Int64 // of asked: with the file fetched first
@@ -211,6 +212,7 @@ type fakeFile struct {
 
 func (f *fakeFile) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	f.f.reads.Add(1)
+	f.f.asks.Add(int64(len(p)))
 	f.f.mu.Lock()
 	gone, stall := f.f.gone[f.e.FileID], f.f.stall
 	f.f.mu.Unlock()

@@ -256,8 +256,10 @@ func TestReadAhead(t *testing.T) {
 			}
 			// The window grows to its bound after a few reads.
 			want := 32 << 20 / min(int64(ahead), maxRequest)
-			if n := c.reads.Load(); n > want+want/4+8 {
-				t.Errorf("read_ahead %v: %d requests for 32 MiB, want %d", ahead, n, want)
+			// What is read ahead may be dropped before it is used, where memory is
+			// short, and is asked for again: the size of the requests tells.
+			if n, asked := c.reads.Load(), c.asks.Load(); asked/n < 32<<20/(want+want/4+8) {
+				t.Errorf("read_ahead %v: %d requests for %d bytes, want %d for 32 MiB", ahead, n, asked, want)
 			}
 		})
 	}

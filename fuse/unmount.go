@@ -119,7 +119,7 @@ func abort(m mountEntry) error {
 	if err != nil {
 		return fmt.Errorf("mount fusectl: %w", err)
 	}
-	defer unix.Close(dir)
+	defer func() { _ = unix.Close(dir) }() // nothing was written by it
 	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("openat "+name, err)
@@ -135,7 +135,7 @@ func openControl() (dir int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	defer unix.Close(fs)
+	defer func() { _ = unix.Close(fs) }() // the mount stays
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, err
 	}
