@@ -128,7 +128,7 @@ func TestInterleavedReads(t *testing.T) {
 func TestHello(t *testing.T) {
 	for network, features := range map[string]uint64{
 		"tcp":  FeatureReadV | FeatureOpenRead | FeatureTouch,
-		"unix": FeatureReadV | FeatureOpenRead | FeatureTouch | FeatureFD | FeatureRecalls,
+		"unix": FeatureReadV | FeatureOpenRead | FeatureTouch | FeatureFD | FeatureRecalls | FeatureInPlace,
 	} {
 		s := startServer(t, network, DefaultServerConfig(), oneFile(&testFile{}))
 		got := s.dial(t).Hello()

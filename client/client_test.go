@@ -260,16 +260,16 @@ func TestJSON(t *testing.T) {
 			(&Entry{Path: "/a", Size: 3, MTime: finished, CachedBytes: 2}).Info(),
 			`{"path":"/a","type":"file","size":3,"mtime":"2026-01-02T03:04:05Z","cached_bytes":2}`,
 		},
-		{(&Entry{Path: "/d", Dir: true}).Info(), `{"path":"/d","type":"dir","size":0,"cached_bytes":0}`},
+		{(&Entry{Path: "/d", Dir: true}).Info(), `{"path":"/d","type":"dir","size":0,"mtime":null,"cached_bytes":0}`},
 		{
 			(&Entry{Path: "/a", Size: 3, Tag: "v", BlockSize: 9}).FileInfo([]BlockLocation{{Index: 1, CachedBytes: 2, Workers: []string{"w"}}}),
-			`{"path":"/a","type":"file","size":3,"cached_bytes":0,"version":"v","file_id":"00000000000000000000000000000000","block_size":9,` +
+			`{"path":"/a","type":"file","size":3,"mtime":null,"cached_bytes":0,"version":"v","file_id":"00000000000000000000000000000000","block_size":9,` +
 				`"blocks":[{"index":1,"cached_bytes":2,"workers":["w"]}]}`,
 		},
 		{
 			jobOf(&api.Job{Id: "j", State: api.JobState_JOB_STATE_CANCELED, StartedMs: 1000, FinishedMs: finished.UnixMilli(), Files: &api.JobSums{Listed: 1, AlreadyCached: 1}}),
 			`{"id":"j","state":"canceled","paths":[],"files":{"listed":1,"loaded":0,"already_cached":1,"failed":0,"gone":0},` +
-				`"bytes":{"listed":0,"loaded":0,"already_cached":0,"failed":0,"gone":0},"started":"1970-01-01T00:00:01Z","finished":"2026-01-02T03:04:05Z"}`,
+				`"bytes":{"listed":0,"loaded":0,"already_cached":0,"failed":0,"gone":0},"started":"1970-01-01T00:00:01Z","finished":"2026-01-02T03:04:05Z","error":""}`,
 		},
 		{
 			statusOf(&api.StatusReply{ClusterId: "c", Leader: "m", Workers: []*api.WorkerInfo{{Id: "w", State: "live", Tiers: []*api.Tier{{Medium: "ssd"}}}}}),
