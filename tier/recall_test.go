@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"millrace/block"
+	"millrace/internal/errs"
 )
 
 // isRecalled reports whether the descriptors of f are wanted back, from a
@@ -65,6 +66,10 @@ func TestRecalls(t *testing.T) {
 			flip(t, s, f, 3)
 			pass(t, s)
 		}, true, false},
+		"its directory fails": {func(_ *testing.T, s *Store, _ File) {
+			s.dirs[0].fail(errs.E(errs.Unavailable, "", "", nil))
+			s.takeOut(s.dirs[0])
+		}, true, true},
 		"a failed sync": {func(_ *testing.T, s *Store, _ File) { s.dirs[0].unverifyAll() }, true, true},
 		"everything":    {func(_ *testing.T, s *Store, _ File) { s.RecallAll() }, true, true},
 	} {
