@@ -150,7 +150,8 @@ func TestNotInPlace(t *testing.T) {
 	if _, _, _, err := c.PartialDescriptor(t.Context(), h); !errors.Is(err, errs.Internal) {
 		t.Errorf("without a mark: %v", err)
 	}
-	f.give = nil
+	c = startPlaced(t, &placedFile{promptFile: &promptFile{testFile: &testFile{data: data}}}).dial(t)
+	h = mustOpen(t, c, "f", len(data))
 	if _, _, _, err := c.PartialDescriptor(t.Context(), h); !errors.Is(err, errs.NotCached) {
 		t.Errorf("without a descriptor: %v", err)
 	}
