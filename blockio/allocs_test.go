@@ -52,3 +52,22 @@ func readsDoNotAllocate(t *testing.T, tr transport, files Handler, length int) {
 		}
 	}
 }
+
+// Reads in place allocate nothing, on either side.
+func TestReadInPlaceDoesNotAllocate(t *testing.T) {
+	data := pattern(1 << 20)
+	f := &placedFile{promptFile: &promptFile{testFile: &testFile{data: data}}, comes: 1 << 20}
+	f.there.Store(1 << 20)
+	c := startPlaced(t, f).dial(t)
+	h := mustOpen(t, c, "f", len(data))
+	p := make([]byte, 1<<19)
+	read := func() {
+		if inPlace, err := c.ReadInPlace(t.Context(), h, p, 1<<19, testMark, ReadOptions{}); !inPlace || err != nil {
+			t.Fatal(inPlace, err)
+		}
+	}
+	read()
+	if n := testing.AllocsPerRun(200, read); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

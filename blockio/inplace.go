@@ -30,7 +30,7 @@ type InPlace interface {
 // placeNow reports whether a read is answered by END alone, at once.
 func (r *request) placeNow() bool {
 	p, ok := r.handle.file.(InPlace)
-	return ok && r.mark != 0 && p.PlaceNow(r.ctx, r.read, r.mark)
+	return ok && p.PlaceNow(r.ctx, r.read, r.mark)
 }
 
 // place reports whether a read is answered by END alone. It waits for that.

@@ -98,8 +98,8 @@ func (r *request) runNow() bool {
 	}
 	r.read.Extent, r.allowed = e, e.Length
 	var err error
-	if r.placeNow() {
-		ok = true
+	if r.mark != 0 { // Place is asked before any byte is sent
+		ok = r.placeNow()
 	} else if e.Length <= smallSize {
 		ok = r.readNow(f, e)
 	} else if ok, err = f.SendNow(r.ctx, r.read, r); ok && err == nil && r.written != r.allowed {
