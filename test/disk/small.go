@@ -3,6 +3,7 @@ package disk
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -39,7 +40,13 @@ func (s *Small) Fill() (free func() error, err error) {
 	if !errors.Is(err, unix.ENOSPC) {
 		return nil, err
 	}
-	return func() error { return errors.Join(f.Close(), os.Remove(name)) }, nil
+	return func() error {
+		err := os.Remove(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // whoever empties the disk gave it back
+		}
+		return errors.Join(f.Close(), err)
+	}, nil
 }
 
 // Close unmounts it, as soon as nobody uses it.
