@@ -25,9 +25,9 @@ import (
 // hdfsUser is who tests are in HDFS: the one who starts its daemons may do all.
 const hdfsUser = "root"
 
-// HDFS is a real HDFS on loopback, with one NameNode.
+// HDFS is a real HDFS on loopback, with one NameNode or two.
 type HDFS struct {
-	URL string // hdfs://127.0.0.1:PORT
+	URL string // hdfs://127.0.0.1:PORT, of the first NameNode
 
 	script string
 	dir    string
@@ -39,8 +39,29 @@ type HDFS struct {
 // skipped, or fails, where that cannot be; see Require.
 func StartHDFS(tb testing.TB, dataNodes int, properties ...string) *HDFS {
 	tb.Helper()
+	return start(tb, dataNodes, defined(properties)...)
+}
+
+// defined makes options of properties.
+func defined(properties []string) []string {
+	var options []string
+	for _, p := range properties {
+		options = append(options, "-D", p)
+	}
+	return options
+}
+
+// StartHDFSPair is StartHDFS with two NameNodes that share a journal: "nn", which
+// is active at first, and "nn2".
+func StartHDFSPair(tb testing.TB, dataNodes int) *HDFS {
+	tb.Helper()
+	return start(tb, dataNodes, "--ha")
+}
+
+func start(tb testing.TB, dataNodes int, options ...string) *HDFS {
+	tb.Helper()
 	Require(tb, HadoopFS)
-	h, err := LaunchHDFS(context.WithoutCancel(tb.Context()), dataNodes, properties...)
+	h, err := launchHDFS(context.WithoutCancel(tb.Context()), dataNodes, options)
 	if err != nil {
 		tb.Fatalf("start HDFS: %v", err)
 	}
@@ -52,10 +73,27 @@ func StartHDFS(tb testing.TB, dataNodes int, properties ...string) *HDFS {
 	return h
 }
 
+// ConfDir returns the directory with core-site.xml and hdfs-site.xml.
+func (h *HDFS) ConfDir() string { return filepath.Join(h.dir, "conf") }
+
+// Activate makes the NameNode, "nn" or "nn2", the active one.
+func (h *HDFS) Activate(ctx context.Context, daemon string) error {
+	cmd := exec.CommandContext(ctx, "bash", h.script, "activate", h.dir, daemon)
+	cmd.Env = append(os.Environ(), "HADOOP_USER_NAME="+hdfsUser)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make %s active: %w: %s", daemon, err, out)
+	}
+	return nil
+}
+
 // LaunchHDFS starts an HDFS with a directory of its own, which goes with it,
 // and returns when it takes writes, some 20 s later. properties are Hadoop's,
 // KEY=VALUE. It runs until Stop is called or this process ends.
 func LaunchHDFS(ctx context.Context, dataNodes int, properties ...string) (*HDFS, error) {
+	return launchHDFS(ctx, dataNodes, defined(properties))
+}
+
+func launchHDFS(ctx context.Context, dataNodes int, options []string) (*HDFS, error) {
 	script, err := hdfsScript()
 	if err != nil {
 		return nil, err
@@ -68,7 +106,7 @@ func LaunchHDFS(ctx context.Context, dataNodes int, properties ...string) (*HDFS
 	if err := h.watch(ctx); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if err := h.launch(ctx, dataNodes, properties); err != nil {
+	if err := h.launch(ctx, dataNodes, options); err != nil {
 		return nil, errors.Join(err, h.Stop())
 	}
 	return h, nil
@@ -90,15 +128,13 @@ func (h *HDFS) watch(ctx context.Context) error {
 
 // launch starts the daemons. Their ports are next to each other, below those
 // that the kernel gives away: where one is taken, another range is tried.
-func (h *HDFS) launch(ctx context.Context, dataNodes int, properties []string) error {
+func (h *HDFS) launch(ctx context.Context, dataNodes int, options []string) error {
 	const lowest, highest, tries = 12000, 32000, 20
 	var output *child.Tail
 	for range tries {
 		port := lowest + rand.N(highest-lowest)
 		args := []string{h.script, "start", h.dir, "--port", strconv.Itoa(port), "--datanodes", strconv.Itoa(dataNodes)}
-		for _, p := range properties {
-			args = append(args, "-D", p)
-		}
+		args = append(args, options...)
 		output = child.NewTail(outputTail)
 		cmd := exec.CommandContext(ctx, "bash", args...)
 		cmd.Env = append(os.Environ(), "HDFS_HEAP=128m", "HADOOP_USER_NAME="+hdfsUser)
