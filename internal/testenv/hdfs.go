@@ -22,12 +22,15 @@ import (
 	"millrace/internal/child"
 )
 
-// hdfsUser is who tests are in HDFS: the one who starts its daemons may do all.
-const hdfsUser = "root"
+const (
+	// hdfsUser is who tests are in HDFS: the one who starts its daemons may do all.
+	hdfsUser  = "root"
+	localhost = "127.0.0.1"
+)
 
-// HDFS is a real HDFS on loopback, with one NameNode.
+// HDFS is a real HDFS on loopback, with one NameNode or two.
 type HDFS struct {
-	URL string // hdfs://HOST:PORT
+	URL string // hdfs://HOST:PORT, of the first NameNode
 
 	script string
 	dir    string
@@ -39,8 +42,29 @@ type HDFS struct {
 // skipped, or fails, where that cannot be; see Require.
 func StartHDFS(tb testing.TB, dataNodes int, properties ...string) *HDFS {
 	tb.Helper()
+	return start(tb, dataNodes, defined(properties)...)
+}
+
+// defined makes options of properties.
+func defined(properties []string) []string {
+	var options []string
+	for _, p := range properties {
+		options = append(options, "-D", p)
+	}
+	return options
+}
+
+// StartHDFSPair is StartHDFS with two NameNodes that share a journal: "nn", which
+// is active at first, and "nn2".
+func StartHDFSPair(tb testing.TB, dataNodes int) *HDFS {
+	tb.Helper()
+	return start(tb, dataNodes, "--ha")
+}
+
+func start(tb testing.TB, dataNodes int, options ...string) *HDFS {
+	tb.Helper()
 	Require(tb, HadoopFS)
-	h, err := LaunchHDFS(context.WithoutCancel(tb.Context()), dataNodes, properties...)
+	h, err := launchHDFS(context.WithoutCancel(tb.Context()), localhost, dataNodes, options)
 	if err != nil {
 		tb.Fatalf("start HDFS: %v", err)
 	}
@@ -52,15 +76,32 @@ func StartHDFS(tb testing.TB, dataNodes int, properties ...string) *HDFS {
 	return h
 }
 
+// ConfDir returns the directory with core-site.xml and hdfs-site.xml.
+func (h *HDFS) ConfDir() string { return filepath.Join(h.dir, "conf") }
+
+// Activate makes the NameNode, "nn" or "nn2", the active one.
+func (h *HDFS) Activate(ctx context.Context, daemon string) error {
+	cmd := exec.CommandContext(ctx, "bash", h.script, "activate", h.dir, daemon)
+	cmd.Env = append(os.Environ(), "HADOOP_USER_NAME="+hdfsUser)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("make %s active: %w: %s", daemon, err, out)
+	}
+	return nil
+}
+
 // LaunchHDFS starts an HDFS with a directory of its own, which goes with it,
 // and returns when it takes writes, some 20 s later. properties are Hadoop's,
 // KEY=VALUE. It runs until Stop is called or this process ends.
 func LaunchHDFS(ctx context.Context, dataNodes int, properties ...string) (*HDFS, error) {
-	return LaunchHDFSAt(ctx, "127.0.0.1", dataNodes, properties...)
+	return LaunchHDFSAt(ctx, localhost, dataNodes, properties...)
 }
 
 // LaunchHDFSAt is LaunchHDFS at another IP address of this host.
 func LaunchHDFSAt(ctx context.Context, host string, dataNodes int, properties ...string) (*HDFS, error) {
+	return launchHDFS(ctx, host, dataNodes, defined(properties))
+}
+
+func launchHDFS(ctx context.Context, host string, dataNodes int, options []string) (*HDFS, error) {
 	script, err := hdfsScript()
 	if err != nil {
 		return nil, err
@@ -73,7 +114,7 @@ func LaunchHDFSAt(ctx context.Context, host string, dataNodes int, properties ..
 	if err := h.watch(ctx); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	if err := h.launch(ctx, host, dataNodes, properties); err != nil {
+	if err := h.launch(ctx, host, dataNodes, options); err != nil {
 		return nil, errors.Join(err, h.Stop())
 	}
 	return h, nil
@@ -95,15 +136,13 @@ func (h *HDFS) watch(ctx context.Context) error {
 
 // launch starts the daemons. Their ports are next to each other, below those
 // that the kernel gives away: where one is taken, another range is tried.
-func (h *HDFS) launch(ctx context.Context, host string, dataNodes int, properties []string) error {
+func (h *HDFS) launch(ctx context.Context, host string, dataNodes int, options []string) error {
 	const lowest, highest, tries = 12000, 32000, 20
 	var output *child.Tail
 	for range tries {
 		port := lowest + rand.N(highest-lowest)
 		args := []string{h.script, "start", h.dir, "--host", host, "--port", strconv.Itoa(port), "--datanodes", strconv.Itoa(dataNodes)}
-		for _, p := range properties {
-			args = append(args, "-D", p)
-		}
+		args = append(args, options...)
 		output = child.NewTail(outputTail)
 		cmd := exec.CommandContext(ctx, "bash", args...)
 		cmd.Env = hdfsEnv()
