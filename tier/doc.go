@@ -39,9 +39,9 @@
 //
 // A file of which every page is there can be handed out (HandOut): somebody
 // else reads it by a descriptor of his own, which the store does not have to
-// remember, since it asks the kernel before it takes anything away. What is then in the
-// way, and what it would not hand out any more, it recalls (recall.go): whoever
-// keeps descriptors that he does not use asks for that list.
+// remember, since it asks the kernel before it takes anything away. What is then
+// in the way, and what it would not hand out any more, it recalls (recall.go):
+// whoever keeps descriptors that he does not use asks for that list.
 //
 // Invariants:
 //   - What is not in the ledger is not on the disk: bytes rounded to the file
