@@ -70,107 +70,113 @@ func look(t *testing.T, n *namespace, paths ...string) {
 
 func TestListAhead(t *testing.T) {
 	t.Parallel()
-	s, paths := folders(2, 100)
-	n, clock := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
-	look(t, n, paths[0]...)
-	wantAsked(t, "a folder", s, 2, 1)
-	look(t, n, paths[0]...)
-	if _, err := n.stat(t.Context(), "/d000/none", false); !errors.Is(err, errs.NotFound) {
-		t.Errorf("stat of what is not there: %v", err)
-	}
-	wantAsked(t, "again, and a name that is not there", s, 0, 0)
-	look(t, n, paths[1][:2]...)
-	wantAsked(t, "two files alone", s, 2, 0)
-	clock.advance(61 * time.Second)
-	look(t, n, paths[1][:2]...)
-	wantAsked(t, "two files alone, later", s, 2, 0)
-	look(t, n, paths[0]...)
-	wantAsked(t, "the first folder, later", s, 2, 1)
-
-	for _, tc := range []struct {
-		name      string
-		freshness fsm.Freshness
-		change    func(*Config)
-		heads     int
-		pages     int
-	}{
-		{"never", fsm.FreshNever, func(*Config) {}, 2, 1},
-		{"always", fsm.FreshAlways, func(*Config) {}, 100, 0},
-		{"switched off", fsm.FreshTTL, func(c *Config) { c.ListAheadLooks = 0 }, 100, 0},
-		{"after five", fsm.FreshTTL, func(c *Config) { c.ListAheadLooks = 5 }, 5, 1},
-	} {
-		cfg := testConfig()
-		tc.change(&cfg)
-		s, paths := folders(1, 100)
-		n, _ := bareNamespace(t, cfg, s, tc.freshness)
-		for _, p := range paths[0] {
-			if _, err := n.stat(t.Context(), p, false); err != nil {
-				t.Fatal(err)
-			}
+	synctest.Test(t, func(t *testing.T) { // no listing takes longer than its patience
+		s, paths := folders(2, 100)
+		n, clock := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
+		look(t, n, paths[0]...)
+		wantAsked(t, "a folder", s, 2, 1)
+		look(t, n, paths[0]...)
+		if _, err := n.stat(t.Context(), "/d000/none", false); !errors.Is(err, errs.NotFound) {
+			t.Errorf("stat of what is not there: %v", err)
 		}
-		wantAsked(t, tc.name, s, tc.heads, tc.pages)
-	}
+		wantAsked(t, "again, and a name that is not there", s, 0, 0)
+		look(t, n, paths[1][:2]...)
+		wantAsked(t, "two files alone", s, 2, 0)
+		clock.advance(61 * time.Second)
+		look(t, n, paths[1][:2]...)
+		wantAsked(t, "two files alone, later", s, 2, 0)
+		look(t, n, paths[0]...)
+		wantAsked(t, "the first folder, later", s, 2, 1)
+
+		for _, tc := range []struct {
+			name      string
+			freshness fsm.Freshness
+			change    func(*Config)
+			heads     int
+			pages     int
+		}{
+			{"never", fsm.FreshNever, func(*Config) {}, 2, 1},
+			{"always", fsm.FreshAlways, func(*Config) {}, 100, 0},
+			{"switched off", fsm.FreshTTL, func(c *Config) { c.ListAheadLooks = 0 }, 100, 0},
+			{"after five", fsm.FreshTTL, func(c *Config) { c.ListAheadLooks = 5 }, 5, 1},
+		} {
+			cfg := testConfig()
+			tc.change(&cfg)
+			s, paths := folders(1, 100)
+			n, _ := bareNamespace(t, cfg, s, tc.freshness)
+			for _, p := range paths[0] {
+				if _, err := n.stat(t.Context(), p, false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wantAsked(t, tc.name, s, tc.heads, tc.pages)
+		}
+	})
 }
 
 // TestListAheadOfWalks has readers walk over 20 folders of 100 files as mounts
 // do, who look at each directory on the way.
 func TestListAheadOfWalks(t *testing.T) {
 	t.Parallel()
-	s, paths := folders(20, 100)
-	n, _ := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
-	const readers = 8
-	var wg sync.WaitGroup
-	for r := range readers {
-		wg.Go(func() {
-			for d := range paths {
-				for f := r; f < len(paths[d]); f += readers {
-					for _, p := range []string{fmt.Sprintf("/d%03d", d), paths[d][f]} {
-						if _, err := n.stat(t.Context(), p, false); err != nil {
-							t.Error(err)
+	synctest.Test(t, func(t *testing.T) { // no listing takes longer than its patience
+		s, paths := folders(20, 100)
+		n, _ := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
+		const readers = 8
+		var wg sync.WaitGroup
+		for r := range readers {
+			wg.Go(func() {
+				for d := range paths {
+					for f := r; f < len(paths[d]); f += readers {
+						for _, p := range []string{fmt.Sprintf("/d%03d", d), paths[d][f]} {
+							if _, err := n.stat(t.Context(), p, false); err != nil {
+								t.Error(err)
+							}
 						}
 					}
 				}
-			}
-		})
-	}
-	wg.Wait()
-	// Two looks and one listing for each folder and for the root.
-	wantAsked(t, "20 folders of 100", s, 2*21, 21)
+			})
+		}
+		wg.Wait()
+		// Two looks and one listing for each folder and for the root.
+		wantAsked(t, "20 folders of 100", s, 2*21, 21)
+	})
 }
 
 // TestListAheadOfLongDirectory looks at a directory that is too long.
 func TestListAheadOfLongDirectory(t *testing.T) {
 	t.Parallel()
-	s, paths := folders(1, 6000)
-	n, clock := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
-	look(t, n, paths[0][5000:5002]...)
-	wantAsked(t, "the first two", s, 2, 0)
-	look(t, n, paths[0][5002])
-	wantAsked(t, "the third", s, 1, 4)
-	look(t, n, paths[0][:4000]...)
-	wantAsked(t, "what the listing has", s, 0, 0)
-	look(t, n, paths[0][4500:4600]...)
-	wantAsked(t, "what it has not", s, 100, 0)
-	if _, err := n.stat(t.Context(), "/d000/none", false); !errors.Is(err, errs.NotFound) {
-		t.Errorf("stat of what is not there: %v", err)
-	}
-	wantAsked(t, "what is not there", s, 1, 0)
-	entries := 0
-	for _, err := range n.children(t.Context(), "/d000") {
-		if err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) { // no listing takes longer than its patience
+		s, paths := folders(1, 6000)
+		n, clock := bareNamespace(t, testConfig(), s, fsm.FreshTTL)
+		look(t, n, paths[0][5000:5002]...)
+		wantAsked(t, "the first two", s, 2, 0)
+		look(t, n, paths[0][5002])
+		wantAsked(t, "the third", s, 1, 4)
+		look(t, n, paths[0][:4000]...)
+		wantAsked(t, "what the listing has", s, 0, 0)
+		look(t, n, paths[0][4500:4600]...)
+		wantAsked(t, "what it has not", s, 100, 0)
+		if _, err := n.stat(t.Context(), "/d000/none", false); !errors.Is(err, errs.NotFound) {
+			t.Errorf("stat of what is not there: %v", err)
 		}
-		entries++
-	}
-	wantAsked(t, "all of it", s, 0, 6)
-	look(t, n, paths[0]...)
-	wantAsked(t, "once it is known", s, 0, 0)
-	if entries != len(paths[0]) {
-		t.Errorf("%d entries, want %d", entries, len(paths[0]))
-	}
-	clock.advance(61 * time.Second)
-	look(t, n, paths[0][5000:5010]...)
-	wantAsked(t, "later", s, 10, 4)
+		wantAsked(t, "what is not there", s, 1, 0)
+		entries := 0
+		for _, err := range n.children(t.Context(), "/d000") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			entries++
+		}
+		wantAsked(t, "all of it", s, 0, 6)
+		look(t, n, paths[0]...)
+		wantAsked(t, "once it is known", s, 0, 0)
+		if entries != len(paths[0]) {
+			t.Errorf("%d entries, want %d", entries, len(paths[0]))
+		}
+		clock.advance(61 * time.Second)
+		look(t, n, paths[0][5000:5010]...)
+		wantAsked(t, "later", s, 10, 4)
+	})
 }
 
 // TestListAheadRefused has rights to look at files, but none to list.

@@ -116,7 +116,7 @@ func TestWaitsForASlowLeader(t *testing.T) {
 	other.set(func() { other.leader = slow.addr })
 	c := dial(t, []string{slow.addr, other.addr}, func(c *Config) {
 		// It has the silence's time to say that it is there, on a busy machine too.
-		c.MasterSilence, c.RetryFor = size.Duration(500*time.Millisecond), size.Duration(50*time.Millisecond)
+		c.MasterSilence, c.RetryFor = size.Duration(time.Second), size.Duration(50*time.Millisecond)
 	})
 	release := make(chan struct{})
 	slow.set(func() { slow.slow = release })
