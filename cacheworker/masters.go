@@ -52,10 +52,11 @@ type masterSet struct {
 
 // link is one address of a master.
 type link struct {
-	addr     string
-	conn     *grpc.ClientConn
-	reporter *reporter
-	finder   finder
+	addr       string
+	configured bool // else it was named by another master
+	conn       *grpc.ClientConn
+	reporter   *reporter
+	finder     finder
 
 	id string // of the master; "" before the first contact; guarded by the set's lock
 }
@@ -66,7 +67,7 @@ func newMasterSet(cfg Config, addrs []string, dataDir string, s self, log *slog.
 		return nil, err
 	}
 	var all []*link
-	for _, addr := range append(slices.Clone(addrs), m.kept...) {
+	for i, addr := range append(slices.Clone(addrs), m.kept...) {
 		if slices.ContainsFunc(all, func(l *link) bool { return l.addr == addr }) {
 			continue
 		}
@@ -75,6 +76,7 @@ func newMasterSet(cfg Config, addrs []string, dataDir string, s self, log *slog.
 			m.close()
 			return nil, err
 		}
+		l.configured = i < len(addrs)
 		all = append(all, l)
 		m.list.Store(&all)
 	}
@@ -178,8 +180,26 @@ func (m *masterSet) met(r *reporter, id string, group []*api.MasterAddress) (goO
 	for _, other := range group {
 		m.learn(other)
 	}
+	m.forgetAllBut(group)
 	m.keep(group)
 	return true
+}
+
+// forgetAllBut drops the masters that were learned of and have left the group
+// since, or have another address. mu is held.
+func (m *masterSet) forgetAllBut(group []*api.MasterAddress) {
+	if len(group) == 0 {
+		return
+	}
+	for _, l := range m.links() {
+		named := slices.ContainsFunc(group, func(a *api.MasterAddress) bool { return a.GetGrpc() == l.addr })
+		if l.configured || named || l.reporter.inContact.Load() {
+			continue
+		}
+		m.log.Info("reporting no more to a master that has left", "address", l.addr)
+		m.drop(l)
+		l.reporter.retire()
+	}
 }
 
 // learn begins to report to a master, unless it is reported to already, or may

@@ -60,6 +60,25 @@ func TestFurtherMastersAreKept(t *testing.T) {
 	}
 }
 
+// TestMastersThatLeftAreForgotten: one that was learned of counts no more when
+// it has left, so that a majority of the others is one.
+func TestMastersThatLeftAreForgotten(t *testing.T) {
+	known, gone := newFakeMaster(), newFakeMaster()
+	known.id, gone.id = "m1", "m2"
+	known.mounts, gone.mounts = testMounts(2), testMounts(2)
+	known.group = []*api.MasterAddress{{Id: "m1", Grpc: startMaster(t, known)}, {Id: "m2", Grpc: startMaster(t, gone)}}
+	r := newRig(t, rigOptions{masters: []string{known.group[0].GetGrpc()}})
+	eventually(t, "contact", func() bool { return gone.count(&gone.beats) > 0 })
+	gone.set(func() { gone.down = true })
+	known.set(func() { known.group = known.group[:1] })
+	r.stop()
+	r = newRig(t, rigOptions{old: r, masters: []string{known.group[0].GetGrpc()}})
+	eventually(t, "one master", func() bool { return len(r.w.masters.links()) == 1 })
+	if err := r.w.Refresh(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOneMasterByTwoAddresses is reported to once, so that its reports have one
 // order.
 func TestOneMasterByTwoAddresses(t *testing.T) {

@@ -109,6 +109,13 @@ func (f *fakeClient) fail(err error) {
 	f.failing = err
 }
 
+// validFor has answers be valid for d from now on.
+func (f *fakeClient) validFor(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.valid = d
+}
+
 func (f *fakeClient) lose(id block.FileID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

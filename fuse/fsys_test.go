@@ -174,7 +174,7 @@ func TestKnownFilesOutliveTheMasters(t *testing.T) {
 	f.silentUntil.Store(0)
 	// Freshness "always" promises that every open sees the newest version.
 	c.fail(nil)
-	c.valid = 0
+	c.validFor(0)
 	strict, _ := f.lookup(t, rootID, "x")
 	c.fail(errs.E(errs.Unavailable, "stat", "", nil))
 	if _, st := f.lookup(t, rootID, "x"); st != gofuse.EIO {

@@ -159,15 +159,15 @@ func TestRequestsAtTheServer(t *testing.T) {
 	}
 }
 
-// `up` talks to itself over sockets: the bytes of a read pass through the
-// worker's data plane, and the master's gRPC server answers on its port.
+// `up` talks to itself over sockets: a read passes through the worker's data
+// plane, wherever its bytes lie, and the master's gRPC server answers on its port.
 func TestUpUsesItsOwnSockets(t *testing.T) {
 	s := newStore(t)
 	s.fill(t, "f", 3<<20)
 	u := newUp(t, s, true)
 	u.start()
 	u.readAll(s)
-	if err := u.worker("millrace_blockio_read_bytes_total", 3<<20); err != nil {
+	if err := u.worker("millrace_worker_bytes_served_total", 3<<20); err != nil {
 		t.Error(err)
 	}
 }
