@@ -26,8 +26,11 @@ const (
 	blackHole
 )
 
-// maxLinkConns bounds the connections of a link; more wait to be taken.
-const maxLinkConns = 256
+// maxLinkConns bounds the connections of a link; more wait to be taken, which a
+// client cannot tell from a server that does not answer. It is more than the
+// processes of a run have: each keeps 128 for each under-store mount, and what is
+// cut off from the link holds its own until the kernel gives them up.
+const maxLinkConns = 8192
 
 // link is a TCP proxy whose connections can be made slow, stopped and cut. It
 // is safe for concurrent use.
