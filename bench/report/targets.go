@@ -222,7 +222,7 @@ func (r *report) coldTargets() []target {
 		loadBig, loadFiles    = "load job, large", "load job, small"
 		best                  = "the S3 client"
 		shared                = "S3 server, worker, mount and reader share these processors, and the client throws the bytes away."
-		everyByte             = "Each byte is received, checked, written to the cache, sent to the mount and copied through FUSE; the bare copying mount shows what the last alone costs."
+		everyByte             = "Each byte is received, checked, written to the cache and copied through FUSE; the bare copying mount shows what the last alone costs."
 		everyFile             = "Each file is a GET, a new backing file and its record, a descriptor and an open; the client beside it makes the GET alone. " + shared
 		bareCopy              = "bare copying mount, sequential"
 		coldRandom, diskWrite = "mount, cold, random 4 KiB", "disk, write"
