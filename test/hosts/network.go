@@ -190,12 +190,16 @@ func (h *host) lose(ctx context.Context, address string) (Heal, error) {
 	}, nil
 }
 
-// Close ends all hosts and the bridge. No process is there any more.
+// Close ends all hosts and the bridge. No process is there any more. Links are
+// removed by hand: the kernel takes its time to remove those of a network
+// namespace that nobody holds, and their names are wanted again.
 func (n *Network) Close() error {
+	var errs []error
 	for _, h := range n.hosts {
+		errs = append(errs, command(context.Background(), "ip", "link", "del", h.port))
 		h.holder.Kill()
 	}
-	return command(context.Background(), "ip", "link", "del", "br0")
+	return errors.Join(append(errs, command(context.Background(), "ip", "link", "del", "br0"))...)
 }
 
 func command(ctx context.Context, name string, args ...string) error {
