@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"millrace/internal/child"
@@ -40,6 +41,9 @@ type host struct {
 	name, address, port string // port: its end at the bridge
 	bootID              string // file that is mounted over the kernel's
 	holder              *child.Process
+
+	mu   sync.Mutex
+	lost map[string]int // by address, how many want what is sent to it lost
 }
 
 // Place is where a process lives.
@@ -78,6 +82,7 @@ func (n *Network) Add(ctx context.Context, name string) error {
 	h := &host{
 		name: name, address: fmt.Sprint(subnet, firstHost+len(n.hosts)),
 		port: fmt.Sprint("port", len(n.hosts)), bootID: filepath.Join(n.dir, name+".boot_id"), holder: holder,
+		lost: map[string]int{},
 	}
 	n.hosts[name] = h
 	steps := [][]string{
@@ -180,12 +185,23 @@ func (n *Network) Hide(ctx context.Context, name string) (Heal, error) {
 	return n.hosts[name].lose(ctx, ClientAddress)
 }
 
-// lose loses what the host sends to an address, without a word to the sender.
+// lose loses what the host sends to an address, without a word to the sender,
+// until the last of those who want that has healed it.
 func (h *host) lose(ctx context.Context, address string) (Heal, error) {
-	if err := h.run(ctx, "ip", "neigh", "replace", address, "lladdr", nowhere, "dev", "eth0", "nud", "permanent"); err != nil {
-		return nil, err
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.lost[address] == 0 {
+		if err := h.run(ctx, "ip", "neigh", "replace", address, "lladdr", nowhere, "dev", "eth0", "nud", "permanent"); err != nil {
+			return nil, err
+		}
 	}
+	h.lost[address]++
 	return func(ctx context.Context) error {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.lost[address]--; h.lost[address] > 0 {
+			return nil
+		}
 		return h.run(ctx, "ip", "neigh", "del", address, "dev", "eth0")
 	}, nil
 }

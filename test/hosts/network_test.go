@@ -144,3 +144,21 @@ func TestLosses(t *testing.T) {
 		})
 	}
 }
+
+// TestLossesOverlap: what two want lost is lost until both have healed it.
+func TestLossesOverlap(t *testing.T) {
+	n := network(t, "a", "b")
+	answerer(t, n, "a")
+	hide, err := n.Hide(t.Context(), "a")
+	must(t, err)
+	part, err := n.Part(t.Context(), "a")
+	must(t, err)
+	must(t, hide(t.Context()))
+	if hears(t, n, "a") {
+		t.Error("a answers before both are healed")
+	}
+	must(t, part(t.Context()))
+	if !hears(t, n, "a") {
+		t.Error("a does not answer after")
+	}
+}
