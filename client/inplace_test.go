@@ -35,21 +35,14 @@ type fillingWorker struct {
 
 func newFillingCluster(t *testing.T) (*cluster, *fillingWorker) {
 	t.Helper()
-	boot := (&Config{}).hostID()
-	if boot == "" {
-		t.Skip("SKIPPED: this host has no boot ID")
-	}
-	c := &cluster{master: newFakeMaster()}
-	c.master.serve(t, "127.0.0.1:0")
-	local := &localWorker{fakeWorker: &fakeWorker{id: "w0", bootID: boot}, dir: t.TempDir(), touches: map[block.FileID]int{}}
-	w := &fillingWorker{localWorker: local}
-	w.refuseWith(errs.E(errs.NotCached, "", "", nil))
-	w.mark.Store(7)
-	w.there.Store(1 << 40)
-	w.handler = w
-	c.stops = append(c.stops, w.serve(t, "", socketPath(t)))
-	c.workers = append(c.workers, w.fakeWorker)
-	c.announce()
+	var w *fillingWorker
+	c, _ := newLocalClusterWith(t, func(local *localWorker) blockio.Handler {
+		w = &fillingWorker{localWorker: local}
+		w.refuseWith(errs.E(errs.NotCached, "", "", nil))
+		w.mark.Store(7)
+		w.there.Store(1 << 40)
+		return w
+	})
 	return c, w
 }
 

@@ -118,21 +118,5 @@ func TestReadsInPlaceAllocateNothing(t *testing.T) {
 	f.spliced = span{0, maxRequest}
 	x, _ := f.lookup(t, rootID, "x")
 	o, _ := f.open(x.NodeId, os.O_RDONLY)
-	in, buf := &gofuse.ReadIn{Fh: o.Fh, Size: 4096}, make([]byte, 4096)
-	n := testing.AllocsPerRun(500, func() {
-		res, st := f.Read(nil, in, buf)
-		if st != gofuse.OK || res.Size() != 4096 {
-			t.Fatal(st)
-		}
-		if p, ok := res.(*fileReply); ok { // as the kernel does
-			if n, err := unix.Read(p.r, buf); n != 4096 {
-				t.Fatal(n, err)
-			}
-		}
-		res.Done()
-	})
-	f.replies.close()
-	if limit := 1.0; n >= limit+2*raceDetector {
-		t.Errorf("%v allocations for each READ", n)
-	}
+	wantNoAllocations(t, f, o.Fh)
 }

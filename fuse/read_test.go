@@ -41,24 +41,8 @@ func TestReadsAllocateNothing(t *testing.T) {
 			f.spliced = tc.spliced
 			x, _ := f.lookup(t, rootID, "x")
 			o, _ := f.open(x.NodeId, os.O_RDONLY)
-			in, buf := &gofuse.ReadIn{Fh: o.Fh, Size: 4096}, make([]byte, 4096)
 			before := c.reads.Load()
-			n := testing.AllocsPerRun(500, func() {
-				res, st := f.Read(nil, in, buf)
-				if st != gofuse.OK || res.Size() != 4096 {
-					t.Fatal(st)
-				}
-				if p, ok := res.(*fileReply); ok { // as the kernel does
-					if n, err := unix.Read(p.r, buf); n != 4096 {
-						t.Fatal(n, err)
-					}
-				}
-				res.Done()
-			})
-			f.replies.close()
-			if limit := 1.0; n >= limit+2*raceDetector {
-				t.Errorf("%v allocations for each READ", n)
-			}
+			wantNoAllocations(t, f, o.Fh)
 			if through := c.reads.Load() > before; through == tc.local {
 				t.Errorf("read through the client: %v", through)
 			}
@@ -288,5 +272,27 @@ func TestLocalFileThatEndsEarly(t *testing.T) {
 				t.Error("other bytes")
 			}
 		})
+	}
+}
+
+// wantNoAllocations reads from an open file, as the kernel does.
+func wantNoAllocations(t *testing.T, f *fsys, fh uint64) {
+	t.Helper()
+	in, buf := &gofuse.ReadIn{Fh: fh, Size: 4096}, make([]byte, 4096)
+	n := testing.AllocsPerRun(500, func() {
+		res, st := f.Read(nil, in, buf)
+		if st != gofuse.OK || res.Size() != 4096 {
+			t.Fatal(st)
+		}
+		if p, ok := res.(*fileReply); ok {
+			if n, err := unix.Read(p.r, buf); n != 4096 {
+				t.Fatal(n, err)
+			}
+		}
+		res.Done()
+	})
+	f.replies.close()
+	if limit := 1.0; n >= limit+2*raceDetector {
+		t.Errorf("%v allocations for each READ", n)
 	}
 }
