@@ -351,12 +351,7 @@ func TestLyingDescriptors(t *testing.T) {
 					passing(t, far, tt.send2, tt.pass2...)
 				}
 			})
-			hello, err := shakeHands(t.Context(), near, DefaultClientConfig())
-			if err != nil {
-				t.Fatal(err)
-			}
-			hello.Features = ourFeatures
-			c := newConn(near, "pair", DefaultClientConfig(), hello)
+			c := trusting(t, near)
 			h := mustOpen(t, c, "f", 1000)
 			fd, _, err := c.Descriptor(t.Context(), h, DescriptorOptions{})
 			if !errors.Is(err, tt.want) || (fd == nil) != (tt.want != nil) {
@@ -383,6 +378,17 @@ func pipeName(t *testing.T, f *os.File) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// trusting returns a client on a connection that is offered all features.
+func trusting(t testing.TB, near net.Conn) *Conn {
+	t.Helper()
+	hello, err := shakeHands(t.Context(), near, DefaultClientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello.Features = ourFeatures
+	return newConn(near, "pair", DefaultClientConfig(), hello)
 }
 
 // lieUntil greets, answers one OPEN and receives one request.

@@ -168,12 +168,7 @@ func FuzzClientOps(f *testing.F) {
 			_ = far.CloseWrite()
 			_, _ = io.Copy(io.Discard, far) // until the client has enough
 		})
-		hello, err := shakeHands(t.Context(), near, DefaultClientConfig())
-		if err != nil {
-			t.Fatal(err)
-		}
-		hello.Features = ourFeatures
-		c := newConn(near, "pair", DefaultClientConfig(), hello)
+		c := trusting(t, near)
 		h := mustOpen(t, c, "f", length)
 		switch op % 7 {
 		case 0:

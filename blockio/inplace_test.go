@@ -194,12 +194,7 @@ func TestLyingInPlace(t *testing.T) {
 					t.Error(err)
 				}
 			})
-			hello, err := shakeHands(t.Context(), near, DefaultClientConfig())
-			if err != nil {
-				t.Fatal(err)
-			}
-			hello.Features = ourFeatures
-			c := newConn(near, "pipe", DefaultClientConfig(), hello)
+			c := trusting(t, near)
 			defer served.Wait()
 			defer c.Close()
 			h := mustOpen(t, c, "f", 2000)
@@ -234,12 +229,7 @@ func TestLyingPartialDescriptor(t *testing.T) {
 				}
 				passing(t, far, descriptorFrames(tt.d, &endPayload{}), disk)
 			})
-			hello, err := shakeHands(t.Context(), near, DefaultClientConfig())
-			if err != nil {
-				t.Fatal(err)
-			}
-			hello.Features = ourFeatures
-			c := newConn(near, "pair", DefaultClientConfig(), hello)
+			c := trusting(t, near)
 			h := mustOpen(t, c, "f", 1000)
 			fd, _, mark, err := c.PartialDescriptor(t.Context(), h)
 			if !errors.Is(err, tt.want) || (fd == nil) != (tt.want != nil) || (mark == 0) != (tt.want != nil) {
