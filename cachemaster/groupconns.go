@@ -7,10 +7,10 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"millrace/api"
 	"millrace/internal/errs"
+	"millrace/internal/rpcconn"
 	"millrace/internal/rpcerr"
 )
 
@@ -33,12 +33,8 @@ func (g *groupConns) client(address string) (api.GroupServiceClient, error) {
 	conn := g.conns[address]
 	if conn == nil {
 		var err error
-		conn, err = grpc.NewClient("passthrough:///"+address,
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
-		)
-		if err != nil {
-			return nil, errs.E(errs.Invalid, "connect", address, err)
+		if conn, err = rpcconn.Dial(address); err != nil {
+			return nil, err
 		}
 		g.conns[address] = conn
 	}

@@ -11,20 +11,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 )
 
-const (
-	maxMessage    = 16 << 20 // bytes of a gRPC message, either way
-	maxAsked      = 16       // workers that one call asks at a time
-	keepaliveTime = 10 * time.Second
-	keepaliveWait = 5 * time.Second
-)
+// maxAsked bounds the workers that one call asks at a time.
+const maxAsked = 16
 
 // peers holds one gRPC connection to each worker that was asked for
 // something. It is safe for concurrent use.
@@ -53,15 +47,9 @@ func (p *peers) client(w peer) (api.WorkerServiceClient, error) {
 	if c != nil && c.address == w.address {
 		return api.NewWorkerServiceClient(c.conn), nil
 	}
-	conn, err := grpc.NewClient("passthrough:///"+w.address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
-		grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveTime, Timeout: keepaliveWait}),
-	)
+	conn, err := rpcconn.Dial(w.address)
 	if err != nil {
-		return nil, errs.E(errs.Invalid, "connect", w.address, err)
+		return nil, err
 	}
 	if c != nil {
 		// It fails only if it was closed before.

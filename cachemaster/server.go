@@ -3,34 +3,24 @@ package cachemaster
 import (
 	"context"
 	"errors"
-	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 )
 
-const (
-	// minPing is how often a client may ping at most; ours do so each 10 s.
-	minPing = 5 * time.Second
-	// maxStreams bounds the calls under way on one connection. A client has
-	// one connection to a master.
-	maxStreams = 4096
-)
+// maxStreams bounds the calls under way on one connection. A client has one
+// connection to a master.
+const maxStreams = 4096
 
 func (m *Master) newServer() *grpc.Server {
-	s := grpc.NewServer(
-		grpc.ChainUnaryInterceptor(rpcerr.UnaryServerInterceptor, m.unaryOnceRunning),
-		grpc.ChainStreamInterceptor(rpcerr.StreamServerInterceptor, m.streamOnceRunning),
-		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.MaxSendMsgSize(maxMessage),
+	s := grpc.NewServer(append(rpcconn.ServerOptions(),
+		grpc.ChainUnaryInterceptor(m.unaryOnceRunning),
+		grpc.ChainStreamInterceptor(m.streamOnceRunning),
 		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveWait}),
-	)
+	)...)
 	api.RegisterNamespaceServiceServer(s, &namespaceService{m: m})
 	api.RegisterUFSServiceServer(s, &ufsService{m: m})
 	api.RegisterJobServiceServer(s, &jobService{m: m})

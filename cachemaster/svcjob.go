@@ -13,6 +13,7 @@ import (
 	"millrace/api"
 	"millrace/cachemaster/fsm"
 	"millrace/internal/errs"
+	"millrace/internal/rpcconn"
 	"millrace/loadjob"
 )
 
@@ -142,7 +143,7 @@ func (s *jobService) ListJobs(ctx context.Context, _ *api.ListJobsRequest) (*api
 		for _, path := range p.GetPaths() {
 			size += len(path)
 		}
-		if size > maxMessage/2 {
+		if size > rpcconn.MaxMessage/2 {
 			break // jobs of megabytes of paths: the newest must do
 		}
 		reply.Jobs = append(reply.Jobs, p)

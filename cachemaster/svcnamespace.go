@@ -20,7 +20,7 @@ import (
 const listBatch = 1000
 
 // batchTarget is after how many bytes of paths and tags a message of a listing
-// is sent, so that a batch of long paths stays below maxMessage.
+// is sent, so that a batch of long paths stays below rpcconn.MaxMessage.
 const batchTarget = 1 << 20
 
 // namespaceService answers what is where.

@@ -11,18 +11,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	grpcbackoff "google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 )
 
 // maxMasters bounds the masters that a worker reports to.
@@ -132,20 +128,9 @@ func (m *masterSet) links() []*link {
 
 // dial makes a link; its connection opens at first use.
 func (m *masterSet) dial(addr string) (*link, error) {
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
-		grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 5 * time.Second}),
-		// A master that comes back is found within a heartbeat or two.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 2 * time.Second,
-		}),
-	)
+	conn, err := rpcconn.Dial(addr)
 	if err != nil {
-		return nil, errs.E(errs.Invalid, "dial master", addr, err)
+		return nil, err
 	}
 	r := newReporter(addr, api.NewWorkerRegistryServiceClient(conn), m.self, m.cfg, m.log)
 	r.met = m.met

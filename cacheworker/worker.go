@@ -14,19 +14,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
 
 	"millrace/api"
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 	"millrace/tier"
 	"millrace/ufs"
 )
-
-// maxMessage bounds a gRPC message, in bytes.
-const maxMessage = 16 << 20
 
 // Deps are what a worker stands on. It closes the listeners and nothing else.
 type Deps struct {
@@ -183,13 +179,7 @@ func (w *Worker) Ready() error {
 // owner's to flush, after Run. Each step takes its bounded time; a request to an
 // under-store that neither answers nor can be canceled is left behind.
 func (w *Worker) Run(ctx context.Context) error {
-	rpcs := grpc.NewServer(
-		grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor),
-		grpc.StreamInterceptor(rpcerr.StreamServerInterceptor),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	)
+	rpcs := grpc.NewServer(rpcconn.ServerOptions()...)
 	api.RegisterWorkerServiceServer(rpcs, rpc{w: w})
 
 	w.mounts.resume()

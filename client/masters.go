@@ -10,16 +10,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 
 	"millrace/internal/errs"
+	"millrace/internal/rpcconn"
 	"millrace/internal/rpcerr"
 )
 
 const (
-	maxMessage = 16 << 20 // of the control plane, in bytes
 	// maxHops bounds how often a call follows masters that name each other as
 	// the leader before it waits a moment.
 	maxHops = 4
@@ -83,21 +80,9 @@ func (m *masters) conn(addr string) (*grpc.ClientConn, error) {
 	if cc := m.conns[addr]; cc != nil {
 		return cc, nil
 	}
-	cc, err := grpc.NewClient("passthrough:///"+addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
-		grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 3 * time.Second,
-		}),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithIdleTimeout(0),
-	)
+	cc, err := rpcconn.Dial(addr)
 	if err != nil {
-		return nil, errs.E(errs.Invalid, "connect to master", addr, err)
+		return nil, err
 	}
 	m.conns[addr] = cc
 	return cc, nil
