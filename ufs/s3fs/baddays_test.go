@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +20,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"millrace/block"
 	"millrace/internal/errs"
@@ -310,5 +313,31 @@ func TestListIsCanceled(t *testing.T) {
 		if !errors.Is(err, errs.Canceled) {
 			t.Errorf("got %v", err)
 		}
+	}
+}
+
+// TestConnectionsAreProbed: a connection whose other end is gone without a word
+// does not last for as long as an answer may take.
+func TestConnectionsAreProbed(t *testing.T) {
+	ln := testenv.BlackHole(t)
+	s := openStore(t, ufs.Config{URI: "s3://bucket", Options: setKeys(t, "http://"+ln)})
+	conn, err := s.transport.DialContext(t.Context(), "tcp", ln)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(option int) (n int) {
+		if e := raw.Control(func(fd uintptr) { n, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option) }); e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+		return n
+	}
+	gone := time.Duration(get(unix.TCP_KEEPIDLE)+get(unix.TCP_KEEPCNT)*get(unix.TCP_KEEPINTVL)) * time.Second
+	if gone > headerTimeout/2 {
+		t.Errorf("a connection without another end lasts %v, an answer may take %v", gone, headerTimeout)
 	}
 }

@@ -23,7 +23,7 @@ const (
 // tuneTransport sets what bulk reads need: one HTTP/1.1 connection per request
 // under way, kept for the next, and no compression in between.
 func tuneTransport(tr *http.Transport, connections int) {
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: idleTimeout}
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: probes()}
 	tr.DialContext = dialer.DialContext
 	tr.Proxy = http.ProxyFromEnvironment
 	tr.TLSHandshakeTimeout = tlsTimeout
@@ -39,6 +39,13 @@ func tuneTransport(tr *http.Transport, connections int) {
 	if tr.TLSClientConfig == nil {
 		tr.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
+}
+
+// probes is how soon a connection that the other end has forgotten is noticed
+// while a request waits on it: when a network was cut, the end of a connection
+// may be among what was lost. That is long before headerTimeout.
+func probes() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 4}
 }
 
 // keepRedirects hands a redirect to the SDK as it is: a signature is for one
