@@ -15,15 +15,19 @@ import (
 // errOutrun ends a read whose bytes another worker brought.
 var errOutrun = errs.E(errs.Canceled, "", "", errors.New("another worker was faster"))
 
-// budget bounds hedges to a share of the reads.
+// budget bounds hedges to a share of the reads. Where nobody reads for waiting,
+// nothing is earned: those who have waited for slowMost are helped all the same,
+// a few at a time, since all of them may wait for an under-store that is asked
+// for as much again.
 type budget struct {
-	share int64 // of a hedge that one read earns, in millionths
-	saved atomic.Int64
+	share   int64 // of a hedge that one read earns, in millionths
+	saved   atomic.Int64
+	helping atomic.Int64 // hedges under way beside the share
 }
 
 const (
 	wholeHedge = 1_000_000
-	// mostHedges may be saved up.
+	// mostHedges may be saved up, and as many be under way beside the share.
 	mostHedges = 16
 )
 
@@ -54,6 +58,18 @@ func (b *budget) spend() bool {
 		}
 	}
 }
+
+// help takes a hedge beside the share, if there is one. It is over when helped
+// is called.
+func (b *budget) help() bool {
+	if b.helping.Add(1) <= mostHedges {
+		return true
+	}
+	b.helping.Add(-1)
+	return false
+}
+
+func (b *budget) helped() { b.helping.Add(-1) }
 
 // maxRivals bounds the workers that are asked beside the first one, each of
 // which costs a buffer.
@@ -121,7 +137,7 @@ func (t *attempt) late() {
 		return
 	}
 	c := h.read.f.c
-	to, epoch := h.next()
+	to, epoch, help := h.next()
 	if to == nil {
 		c.probe(h.last())
 		h.delay = min(2*h.delay, probeFor/2) // one of them may be in doubt by then
@@ -141,6 +157,9 @@ func (t *attempt) late() {
 	h.timer.Reset(h.delay)
 	h.mu.Unlock()
 
+	if help {
+		defer c.hedges.helped()
+	}
 	if r.from, r.err = c.workers.get(to); r.err == nil {
 		r.err = c.workers.readAt(r.attempt, r.from, r.t, &piece{key: r.key, p: r.p, off: r.off}, epoch, to.replica)
 	}
@@ -158,19 +177,21 @@ func (t *attempt) late() {
 
 // next returns whom to ask beside those who were asked; nil if nobody is likely
 // to do better. Where the last one is not expected to answer, the budget does
-// not matter; where one is silent, neither does what is known of the others, nor
-// how many of them are tried for a block. The lock is held.
-func (h *hedge) next() (*member, uint64) {
+// not matter; where one is silent, or the last one has had slowMost, neither does
+// what is known of the others, nor how many of them are tried for a block. help
+// says that the hedge is beside the share. The lock is held.
+func (h *hedge) next() (to *member, epoch uint64, help bool) {
 	c := h.read.f.c
 	m, _ := c.members.now()
 	if m == nil || len(h.rivals) == maxRivals {
-		return nil, 0
+		return nil, 0, false
 	}
 	n, silent := c.cfg.Owners, c.workers.silent(h.read.from.id)
 	for _, r := range h.rivals {
 		silent = silent || c.workers.silent(r.id)
 	}
-	if silent {
+	stuck := time.Since(h.askedLast()) >= slowMost
+	if silent || stuck {
 		n += 1 + len(h.rivals)
 	}
 	owners := h.read.f.owners(m, h.read.key, n, c.workers.doubtful)
@@ -178,10 +199,22 @@ func (h *hedge) next() (*member, uint64) {
 	if i == 1 && len(owners) > 2 && owners[0].replica && c.expected(m, owners[2].id) {
 		i = 2 // who keeps a replica may wait for the owner
 	}
-	if i >= 0 && (silent || c.expected(m, owners[i].id) && (!c.expected(m, h.last()) || c.hedges.spend())) {
-		return &owners[i], m.placement.Epoch
+	switch {
+	case i < 0:
+	case silent, c.expected(m, owners[i].id) && (!c.expected(m, h.last()) || c.hedges.spend()):
+		return &owners[i], m.placement.Epoch, false
+	case stuck && c.hedges.help():
+		return &owners[i], m.placement.Epoch, true
 	}
-	return nil, 0
+	return nil, 0, false
+}
+
+// askedLast returns when somebody was asked last.
+func (h *hedge) askedLast() time.Time {
+	if n := len(h.rivals); n > 0 {
+		return h.rivals[n-1].began
+	}
+	return h.read.began
 }
 
 // last returns who was asked last.

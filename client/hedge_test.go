@@ -122,6 +122,21 @@ func TestHedgesNeedABudget(t *testing.T) {
 	}
 }
 
+// TestStuckReadsNeedNone: who has waited for long is helped, whatever the budget.
+func TestStuckReadsNeedNone(t *testing.T) {
+	_, other, cl, ticket := stuckCluster(t)
+	f := open(t, cl, "/x")
+	cl.hedges.share = 0
+	cl.hedges.saved.Store(0)
+	check(t, f, bytesOf(ticket), 0, 1<<20)
+	if n := other.reads.Load(); n != 1 {
+		t.Errorf("%d reads of the other worker, want 1", n)
+	}
+	if n := cl.hedges.helping.Load(); n != 0 {
+		t.Errorf("%d are being helped still", n)
+	}
+}
+
 // TestSlowReadThatAnswers: who was slow and answers first wins, and the other
 // read is given up.
 func TestSlowReadThatAnswers(t *testing.T) {
@@ -258,6 +273,18 @@ func TestBudget(t *testing.T) {
 	}
 	if newBudget(0).spend() {
 		t.Error("a hedge where there are none")
+	}
+	for range mostHedges {
+		if !b.help() {
+			t.Error("too few are helped")
+		}
+	}
+	if b.help() {
+		t.Error("too many are helped")
+	}
+	b.helped()
+	if !b.help() {
+		t.Error("nobody is helped any more")
 	}
 }
 

@@ -14,10 +14,11 @@ const (
 	slowShare = 0.05
 	// An answer is never slow before slowLeast, which the first byte of an
 	// under-store may need after many answers from the cache: whoever is asked
-	// beside would have it fetched again. It always is after slowMost.
+	// beside would have it fetched again. It always is after slowMost, and whoever
+	// has not answered by then is not waited for alone any more.
 	// slowUnknown holds until slowAfter answers came.
 	slowLeast   = 100 * time.Millisecond
-	slowMost    = 5 * time.Second
+	slowMost    = 2 * time.Second
 	slowUnknown = 500 * time.Millisecond
 	slowAfter   = 32
 	// The history halves when it has historyLength answers.

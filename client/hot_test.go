@@ -160,9 +160,10 @@ func TestWhoIsAskedBesideAReplica(t *testing.T) {
 		entry: &Entry{FileID: key.File, Size: 100},
 	}
 	f.ticket.Store(&block.Ticket{})
+	began := time.Now()
 	second := func(slow int) int {
-		h := hedge{read: hedgedRead{f: f, key: key, from: &worker{member: member{id: order[slow]}}}}
-		w, _ := h.next()
+		h := hedge{read: hedgedRead{f: f, key: key, from: &worker{member: member{id: order[slow]}}, began: began}}
+		w, _, _ := h.next()
 		if w == nil {
 			return -1
 		}
@@ -180,5 +181,13 @@ func TestWhoIsAskedBesideAReplica(t *testing.T) {
 	m.members[order[0]] = member{id: order[0], state: "lost"}
 	if a := second(4); a != -1 {
 		t.Errorf("beside the replica %d is asked, of those that are lost", a)
+	}
+	began = began.Add(-slowMost)
+	if a := second(4); a != 3 {
+		t.Errorf("%d is asked after a long wait, want the next one that is alive, 3", a)
+	}
+	m.members[order[3]] = member{id: order[3], state: "lost"}
+	if a := second(4); a != 0 {
+		t.Errorf("%d is asked after a long wait, want the owner, though it is lost", a)
 	}
 }
