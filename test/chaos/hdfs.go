@@ -12,6 +12,7 @@ import (
 
 	"millrace/bench/rig"
 	"millrace/internal/testenv"
+	"millrace/test/cluster"
 	"millrace/test/hosts"
 	"millrace/test/trial"
 )
@@ -92,12 +93,27 @@ func (w *world) endDaemon(ctx context.Context, rng *rand.Rand, daemon string) er
 	return w.hdfs.Revive(ctx)
 }
 
+// freeHDFS drops what is cached of HDFS, when all workers are there again after
+// what was before.
+func (w *world) freeHDFS(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	err := cluster.Until(ctx, func() error {
+		_, err := w.admin.Free(ctx, inHDFS)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("free what is cached of HDFS: %w", err)
+	}
+	return nil
+}
+
 // freezeDataNode freezes one, and reads every file of HDFS anew: each read goes
 // to another DataNode soon. All else is well meanwhile.
 func (w *world) freezeDataNode(ctx context.Context, rng *rand.Rand) error {
 	dn := dataNode(rng)
-	if _, err := w.admin.Free(ctx, inHDFS); err != nil {
-		return fmt.Errorf("free what is cached of HDFS: %w", err)
+	if err := w.freeHDFS(ctx); err != nil {
+		return err
 	}
 	w.log.HappenTo(dn, "SIGSTOP a DataNode")
 	if err := w.hdfs.Signal(dn, syscall.SIGSTOP); err != nil {
