@@ -33,6 +33,7 @@ type Client struct {
 	cfg     Config
 	id      string // random, one for each Client
 	log     *slog.Logger
+	clock   clock
 	masters *masters
 	members *members
 	workers *workers
@@ -79,10 +80,10 @@ func Dial(ctx context.Context, cfg Config, log *slog.Logger, reg prometheus.Regi
 		return nil, errs.E(errs.Internal, "client", "", err)
 	}
 	c := &Client{
-		cfg: cfg, id: rand.Text(), log: log, entries: entries, doubted: doubted,
+		cfg: cfg, id: rand.Text(), log: log, clock: newClock(), entries: entries, doubted: doubted,
 		slots: make(chan struct{}, maxBackground), hedges: newBudget(cfg.HedgeShare),
 	}
-	if c.descriptors, err = newDescriptors(&c.cfg, log); err != nil {
+	if c.descriptors, err = newDescriptors(&c.cfg, c.clock, log); err != nil {
 		return nil, err
 	}
 	if c.unregister, err = c.register(reg); err != nil {

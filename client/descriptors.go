@@ -118,6 +118,7 @@ type touched struct {
 // most limit of them, those that nobody uses for a while.
 type descriptors struct {
 	limit    int // 0: short-circuit is off
+	clock    clock
 	log      *slog.Logger
 	bytes    atomic.Int64 // read through descriptors
 	refusals *lru.Cache[block.FileID, refusal]
@@ -135,13 +136,13 @@ type descriptors struct {
 	closed  bool
 }
 
-func newDescriptors(cfg *Config, log *slog.Logger) (*descriptors, error) {
+func newDescriptors(cfg *Config, clock clock, log *slog.Logger) (*descriptors, error) {
 	refusals, err := lru.New[block.FileID, refusal](maxRefusals)
 	if err != nil {
 		return nil, errs.E(errs.Internal, "client", "", err)
 	}
 	s := &descriptors{
-		limit: cfg.Descriptors, log: log, refusals: refusals,
+		limit: cfg.Descriptors, clock: clock, log: log, refusals: refusals,
 		wake: make(chan struct{}, 1), keepers: make(map[block.WorkerID]*keeper),
 		files: make(map[block.FileID]*sharedFile), touches: make(map[block.FileID]touched),
 		lent: make(map[*Filling]*File),

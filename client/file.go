@@ -38,10 +38,10 @@ type File struct {
 	asking atomic.Bool
 	copied atomic.Bool // bytes came from a worker
 	// filling is what the worker's file is read by while it is not whole yet,
-	// once there is one, and askFilling when to ask for it, in Unix ns.
+	// once there is one, and askFilling when to ask for it, by the client's clock.
 	filling    atomic.Pointer[Filling]
 	askFilling atomic.Int64
-	// renewed is when a renewal was tried last, in Unix ns.
+	// renewed is when a renewal was tried last, by the same.
 	renewed  atomic.Int64
 	replaced atomic.Bool // the path has another version: no renewal any more
 	closed   atomic.Bool
@@ -435,7 +435,7 @@ func (f *File) validTicket(ctx context.Context) (*block.Ticket, error) {
 		return t, nil
 	}
 	if !expired(t, now) {
-		f.renewLater(now)
+		f.renewLater()
 		return t, nil
 	}
 	if f.replaced.Load() {
@@ -452,9 +452,9 @@ func (f *File) validTicket(ctx context.Context) (*block.Ticket, error) {
 
 // renewLater starts a renewal beside the reads, unless one was tried a moment
 // ago or too many are under way.
-func (f *File) renewLater(now time.Time) {
-	last := f.renewed.Load()
-	if f.replaced.Load() || now.UnixNano()-last < int64(renewEvery) || !f.renewed.CompareAndSwap(last, now.UnixNano()) {
+func (f *File) renewLater() {
+	now, last := f.c.clock.now(), f.renewed.Load()
+	if f.replaced.Load() || now-last < int64(renewEvery) || !f.renewed.CompareAndSwap(last, now) {
 		return
 	}
 	f.c.background(func(ctx context.Context) {

@@ -238,7 +238,7 @@ func (c *Client) expected(m *membership, id block.WorkerID) bool {
 
 // probe finds out whether a worker is there, unless that was done a moment ago.
 func (c *Client) probe(id block.WorkerID) {
-	x, now := c.workers.find(id), time.Now().UnixNano()
+	x, now := c.workers.find(id), c.clock.now()
 	if x == nil {
 		return
 	}

@@ -95,7 +95,7 @@ func (f *File) useFilling() *Filling {
 	}
 	for n := d.users.Load(); n > 0; n = d.users.Load() {
 		if d.users.CompareAndSwap(n, n+1) {
-			d.used.Store(time.Now().UnixNano())
+			d.used.Store(d.of.clock.now())
 			return d
 		}
 	}
@@ -112,8 +112,8 @@ func (f *File) seekFilling(n int) {
 	if r == nil || r.to == nil || !f.c.workers.sameHost(r.to) {
 		return
 	}
-	now, ask := time.Now(), f.askFilling.Load()
-	if now.UnixNano() < ask || !f.askFilling.CompareAndSwap(ask, now.Add(askAgain).UnixNano()) {
+	now, ask := f.c.clock.now(), f.askFilling.Load()
+	if now < ask || !f.askFilling.CompareAndSwap(ask, now+int64(askAgain)) {
 		return
 	}
 	f.c.background(func(ctx context.Context) { f.findFilling(ctx, r.to) })
@@ -124,7 +124,7 @@ func (f *File) findFilling(ctx context.Context, w *member) {
 	s := f.c.descriptors
 	d := &Filling{of: s, worker: w.id, length: f.entry.Size}
 	if !s.lend(d, f) {
-		f.askFilling.Store(time.Now().Add(askAgainLate).UnixNano())
+		f.askFilling.Store(f.c.clock.now() + int64(askAgainLate))
 		return
 	}
 	within := f.c.attempts.begin(ctx, time.Now().Add(askTimeout))
@@ -134,12 +134,12 @@ func (f *File) findFilling(ctx context.Context, w *member) {
 	if err != nil {
 		s.giveBack(d)
 		if errors.Is(err, errs.Unsupported) {
-			f.askFilling.Store(time.Now().Add(askAgainLate).UnixNano())
+			f.askFilling.Store(f.c.clock.now() + int64(askAgainLate))
 		}
 		return
 	}
 	d.users.Store(1)
-	d.used.Store(time.Now().UnixNano())
+	d.used.Store(s.clock.now())
 	if !f.filling.CompareAndSwap(nil, d) {
 		_ = d.Close() // was not used
 	}
@@ -181,17 +181,17 @@ func (s *descriptors) giveBack(d *Filling) {
 
 // endLoans closes the local files of Files that have not read by them for a
 // while: as long as they are open, nothing of them can be evicted.
-func (s *descriptors) endLoans(now time.Time) {
+func (s *descriptors) endLoans(now int64) {
 	for _, f := range s.idleLoans(now) {
 		f.leaveFilling()
 	}
 }
 
-func (s *descriptors) idleLoans(now time.Time) (idle []*File) {
+func (s *descriptors) idleLoans(now int64) (idle []*File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for d, f := range s.lent {
-		if f.filling.Load() == d && now.UnixNano()-d.used.Load() >= int64(descriptorIdle) {
+		if f.filling.Load() == d && now-d.used.Load() >= int64(descriptorIdle) {
 			idle = append(idle, f)
 		}
 	}

@@ -261,7 +261,7 @@ func TestLocalFilesAreBounded(t *testing.T) {
 	defer f.Close()
 	eventually(t, "the place that is not there", func() bool {
 		check(t, f, bytesOf(b), 0, placeWorth)
-		return f.askFilling.Load() > time.Now().Add(askAgain).UnixNano()
+		return f.askFilling.Load() > c.clock.now()+int64(askAgain)
 	})
 	if f.filling.Load() != nil {
 		t.Error("there is one more than may be")
@@ -342,11 +342,11 @@ func TestIdleLocalFileIsGivenBack(t *testing.T) {
 	if d == nil {
 		t.Fatal("it was given back at once")
 	}
-	used := time.Unix(0, d.used.Load())
-	if idle := c.descriptors.idleLoans(used.Add(descriptorIdle - 1)); len(idle) != 0 {
+	used := d.used.Load()
+	if idle := c.descriptors.idleLoans(used + int64(descriptorIdle) - 1); len(idle) != 0 {
 		t.Error("it is given back too early")
 	}
-	c.descriptors.endLoans(used.Add(descriptorIdle))
+	c.descriptors.endLoans(used + int64(descriptorIdle))
 	if f.filling.Load() != nil || filesOpen(t, w.name(tk)) == 0 {
 		t.Error("it is not given back, or a read that uses it has lost it")
 	}

@@ -88,7 +88,7 @@ func (s *descriptors) run(ctx context.Context, w *workers) {
 			}
 			s.tell(ctx, w, s.gather(again))
 			s.askRecalls(ctx, w)
-			s.endLoans(now)
+			s.endLoans(s.clock.now())
 			s.closeIdle(time.Now())
 		case <-s.wake: // what is handed out before the first answer cannot be kept
 			s.askRecalls(ctx, w)

@@ -55,7 +55,7 @@ type worker struct {
 
 	doubt   doubt.Doubt
 	history history
-	probed  atomic.Int64 // when it was probed last, in Unix ns
+	probed  atomic.Int64 // when it was probed last, by the client's clock
 	mute    atomic.Bool  // it did not say hello then, and has answered nothing since
 }
 

@@ -24,8 +24,8 @@ const LostInARow = 3
 // Doubt is what is remembered of one. The zero value is trust. It is safe for
 // concurrent use, and costs who asks one that answers two loads.
 type Doubt struct {
-	until atomic.Int64 // Unix ns; 0: there is none
-	lost  atomic.Int32 // requests lost in a row
+	until atomic.Pointer[time.Time] // nil: there is none; a jump of the clock does not move it
+	lost  atomic.Int32              // requests lost in a row
 
 	mu    sync.Mutex
 	pause time.Duration // the last one; 0: it answered since
@@ -35,37 +35,37 @@ type Doubt struct {
 // Now reports whether others are to be asked first.
 func (d *Doubt) Now() bool {
 	until := d.until.Load()
-	return until != 0 && time.Now().UnixNano() < until
+	return until != nil && time.Now().Before(*until)
 }
 
 // Try reports whether to ask. Of those who come after a pause one is told so;
 // the others when that one had its answer, or one of them after Least.
 func (d *Doubt) Try() bool {
-	if d.until.Load() == 0 {
+	if d.until.Load() == nil {
 		return true
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case d.until.Load() == 0:
+	case d.until.Load() == nil:
 		return true
 	case d.Now():
 		return false
 	}
 	d.trial = true
-	d.until.Store(time.Now().Add(Least).UnixNano())
+	d.pauseFor(Least)
 	return true
 }
 
 // Answered ends the doubt.
 func (d *Doubt) Answered() {
-	if d.until.Load() == 0 && d.lost.Load() == 0 {
+	if d.until.Load() == nil && d.lost.Load() == 0 {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.pause, d.trial = 0, false
-	d.until.Store(0)
+	d.until.Store(nil)
 	d.lost.Store(0)
 }
 
@@ -78,13 +78,18 @@ func (d *Doubt) Failed() {
 		return
 	}
 	d.pause, d.trial = min(max(2*d.pause, Least), Most), false
-	d.until.Store(time.Now().Add(d.pause).UnixNano())
+	d.pauseFor(d.pause)
+}
+
+func (d *Doubt) pauseFor(t time.Duration) {
+	until := time.Now().Add(t)
+	d.until.Store(&until)
 }
 
 // Outrun notes that another one answered sooner, though it was asked later. One
 // that was in doubt before has no more than one try.
 func (d *Doubt) Outrun() {
-	if d.lost.Add(1) >= LostInARow || d.until.Load() != 0 {
+	if d.lost.Add(1) >= LostInARow || d.until.Load() != nil {
 		d.Failed()
 	}
 }
