@@ -71,8 +71,10 @@ func (p *peers) close() error {
 	return errors.Join(found...)
 }
 
-// each asks every one of the workers, a bounded number at a time. The errors
-// of all of them are joined, each naming its worker.
+// each asks every one of the workers, a bounded number at a time, and one whose
+// connection ended under the question once more: its end may have been lost with
+// the network, long before. The errors of all of them are joined, each naming its
+// worker.
 func (p *peers) each(ctx context.Context, workers []peer, timeout time.Duration, ask func(context.Context, peer, api.WorkerServiceClient) error) error {
 	var g errgroup.Group
 	g.SetLimit(maxAsked)
@@ -83,7 +85,9 @@ func (p *peers) each(ctx context.Context, workers []peer, timeout time.Duration,
 			defer cancel()
 			c, err := p.client(w)
 			if err == nil {
-				err = ask(ctx, w, c)
+				if err = ask(ctx, w, c); errs.KindOf(err) == errs.Unavailable && ctx.Err() == nil {
+					err = ask(ctx, w, c)
+				}
 			}
 			found[i] = errs.Wrap(err, "ask worker", w.id+" at "+w.address)
 			return nil
