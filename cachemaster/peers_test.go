@@ -59,7 +59,11 @@ func TestForgottenConnection(t *testing.T) {
 		}
 	}()
 	p := newPeers()
-	defer p.close()
+	defer func() {
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	workers := []peer{{id: "w1", address: l.Addr().String()}}
 	for range 2 {
 		if _, err := p.cached(t.Context(), workers, 10*time.Second, [][]byte{make([]byte, 16)}); err != nil {
