@@ -197,7 +197,8 @@ func TestPeerIsFrozen(t *testing.T) {
 	p.otherIsDoubted()
 }
 
-// TestPeerWithoutRoom: without room here the under-store serves, unkept.
+// TestPeerWithoutRoom: without room here the other worker serves what it has,
+// and the under-store the rest, unkept.
 func TestPeerWithoutRoom(t *testing.T) {
 	m := newFakeMaster()
 	addr := startMaster(t, m)
@@ -205,8 +206,16 @@ func TestPeerWithoutRoom(t *testing.T) {
 	m.set(func() { m.holders = []*api.Holder{other.holder()} })
 	other.store.put("big", "v1", 12*mib)
 	tk := r.store.put("big", "v1", 12*mib)
-	other.mustRead(tk, tk.Geometry().Whole())
+	half := block.Extent{Length: 6 * mib}
+	other.mustRead(tk, half)
+	r.mustRead(tk, half)
+	if gets, n := r.store.fetched(); gets != 0 {
+		t.Errorf("%d requests to the under-store, %d bytes, for what the other worker has", gets, n)
+	}
 	r.mustRead(tk, tk.Geometry().Whole())
+	if _, n := r.store.fetched(); n != 6*mib {
+		t.Errorf("%d bytes came from the under-store, want those that the other worker does not have", n)
+	}
 }
 
 // finderFunc is a master that is asked who has blocks.

@@ -81,32 +81,6 @@ func (o *ownership) fileOf(t *block.Ticket, replica bool) tier.File {
 // counts itself, and what it wants next it knows.
 func forWorker(req blockio.ReadRequest) bool { return req.CachedOnly || req.ReadThrough }
 
-// pass reads e, of what cannot be kept here, through the file's owner and
-// passes it to write in order. It returns how many bytes it has passed; what
-// is left is to come from the under-store. The error is write's.
-func (p *peers) pass(ctx context.Context, t *block.Ticket, e block.Extent, u urgency, write func([]byte) error) (n int64, err error) {
-	key := block.Key{File: t.FileID, Index: uint32(t.Geometry().BlockOf(e.Offset))}
-	_, owner := p.find(ctx, key, p.placed.owner(t, e.Offset))
-	if owner == nil {
-		return 0, nil
-	}
-	var urgent atomic.Int32
-	urgent.Store(int32(u))
-	read := reading{p: p, from: owner, t: t, urgent: &urgent, through: true}
-	first, end := t.Geometry().PageRange(e)
-	_, failed := p.receive(ctx, &read, first, end, func(page int64, data []byte) error {
-		whole := t.Geometry().Page(page)
-		part := whole.Intersect(e)
-		if err = write(data[part.Offset-whole.Offset : part.End()-whole.Offset]); err != nil {
-			return err
-		}
-		n += part.Length
-		return nil
-	})
-	p.count(owner, t, n, failed)
-	return n, err
-}
-
 // find returns live workers that should have all of a block, without owner;
 // and that one, if it is another worker than this one and has an address.
 func (p *peers) find(ctx context.Context, key block.Key, owner block.WorkerID) (holders []*api.Holder, owning *api.Holder) {

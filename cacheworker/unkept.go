@@ -122,8 +122,16 @@ func (f *fetcher) dropLoose(l *looseBytes) {
 	}
 }
 
-// receive fetches l's bytes.
+// receive has l's bytes from a worker that caches them, or else fetches them.
 func (f *fetcher) receive(ctx context.Context, t *block.Ticket, l *looseBytes) error {
+	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
+	if !ok {
+		return errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
+	}
+	l.buf = buf
+	if f.peers != nil && !t.Unsettled && f.peers.borrow(ctx, t, l.e, &l.urgent, buf[:l.e.Length]) {
+		return nil
+	}
 	m, release, err := f.mounts.use(ctx, t.MountID)
 	if err != nil {
 		return err
@@ -139,10 +147,5 @@ func (f *fetcher) receive(ctx context.Context, t *block.Ticket, l *looseBytes) e
 		return err
 	}
 	defer body.Close()
-	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
-	if !ok {
-		return errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
-	}
-	l.buf = buf
 	return readFull(body, buf[:l.e.Length], true)
 }
