@@ -26,8 +26,13 @@ const (
 	firstHost     = 10
 )
 
-// nowhere is an Ethernet address that nobody has.
-const nowhere = "02:00:00:00:00:ff"
+// Ethernet addresses: of the hub, and one that nobody has. A bridge without one
+// of its own has that of one of its ports, and another one when a port leaves or
+// comes: all hosts would go on sending to the old one for half a minute.
+const (
+	hub     = "02:00:00:00:00:01"
+	nowhere = "02:00:00:00:00:ff"
+)
 
 // Network is a bridge with a network namespace for each host. A namespace lives
 // as long as the process that holds it. Hosts are added by one goroutine; what
@@ -60,7 +65,7 @@ type Place struct {
 func New(ctx context.Context, dir string) (*Network, error) {
 	n := &Network{dir: dir, hosts: map[string]*host{}}
 	for _, args := range []string{
-		"link add br0 type bridge", "link set br0 up",
+		"link add br0 address " + hub + " type bridge", "link set br0 up",
 		"addr add " + ClientAddress + "/24 dev br0",
 		"addr add " + StoreAddress + "/32 dev br0", // in no subnet, so that what is at it also speaks from it
 	} {

@@ -114,6 +114,30 @@ func TestBootID(t *testing.T) {
 	}
 }
 
+// TestHubStays: who is left on the network reaches the hub at the Ethernet
+// address that it knows, whoever leaves and comes back.
+func TestHubStays(t *testing.T) {
+	names := []string{"a", "b", "c"}
+	n := network(t, names...)
+	address := func() string {
+		hub, err := net.InterfaceByName("br0")
+		must(t, err)
+		return hub.HardwareAddr.String()
+	}
+	was := address()
+	for _, name := range names {
+		heal, err := n.Isolate(t.Context(), name)
+		must(t, err)
+		if now := address(); now != was {
+			t.Errorf("without %s it is %s, and was %s", name, now, was)
+		}
+		must(t, heal(t.Context()))
+		if now := address(); now != was {
+			t.Errorf("with %s again it is %s, and was %s", name, now, was)
+		}
+	}
+}
+
 // TestLosses: what is lost is lost, and comes back.
 func TestLosses(t *testing.T) {
 	n := network(t, "a", "b")
