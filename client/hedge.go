@@ -12,8 +12,12 @@ import (
 	"millrace/internal/errs"
 )
 
-// errOutrun ends a read whose bytes another worker brought.
-var errOutrun = errs.E(errs.Canceled, "", "", errors.New("another worker was faster"))
+var (
+	// errOutrun ends a read whose bytes another worker brought.
+	errOutrun = errs.E(errs.Canceled, "", "", errors.New("another worker was faster"))
+	// errSilent ends a read of a worker that is silent when the others have failed.
+	errSilent = errs.E(errs.Unavailable, "", "", errors.New("it does not answer"))
+)
 
 // budget bounds hedges to a share of the reads. Where nobody reads for waiting,
 // nothing is earned: those who have waited for slowMost are helped all the same,
@@ -139,7 +143,10 @@ func (t *attempt) late() {
 	c := h.read.f.c
 	to, epoch, help := h.next()
 	if to == nil {
-		c.probe(h.last())
+		if len(h.rivals) > 0 && h.underWay == 0 && c.workers.silent(h.read.from.id) {
+			t.cancel(errSilent) // the others may do better when they are asked anew
+		}
+		h.probe()
 		h.delay = min(2*h.delay, probeFor/2) // one of them may be in doubt by then
 		h.timer.Reset(h.delay)
 		h.mu.Unlock()
@@ -223,6 +230,22 @@ func (h *hedge) last() block.WorkerID {
 		return h.rivals[n-1].id
 	}
 	return h.read.from.id
+}
+
+// probe finds out whether those who have not answered yet are there. The lock is
+// held.
+func (h *hedge) probe() {
+	c := h.read.f.c
+	if !h.failed {
+		c.probe(h.read.from.id)
+	}
+	for _, r := range h.rivals {
+		select {
+		case <-r.done:
+		default:
+			c.probe(r.id)
+		}
+	}
 }
 
 func (h *hedge) asked(id block.WorkerID) bool {

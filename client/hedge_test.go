@@ -3,7 +3,9 @@ package client
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,6 +16,7 @@ import (
 	"millrace/blockio"
 	"millrace/internal/doubt"
 	"millrace/internal/errs"
+	"millrace/internal/size"
 )
 
 // stuck is a worker that takes reads and answers them only when it is told to.
@@ -221,6 +224,75 @@ func TestSilentWorkersAreLeft(t *testing.T) {
 	if b, w := cl.hedgesBegun.Load(), cl.hedgesWon.Load(); b != silent || w != 1 {
 		t.Errorf("%d hedges begun, %d won, want %d and 1", b, w, silent)
 	}
+}
+
+// firstOnly takes connections and carries the first one to an address, and none
+// of the others anywhere.
+func firstOnly(t *testing.T, to string) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var open []net.Conn
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for _, c := range open {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		for n := 0; ; n++ {
+			near, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns := []net.Conn{near}
+			if n == 0 {
+				far, err := net.Dial("tcp", to)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				conns = append(conns, far)
+				wg.Go(func() { _, _ = io.Copy(far, near) })
+				wg.Go(func() { _, _ = io.Copy(near, far) })
+			}
+			mu.Lock()
+			open = append(open, conns...)
+			mu.Unlock()
+		}
+	})
+	return ln.Addr().String()
+}
+
+// TestOthersAreAskedAnew: when all but a silent worker have failed, the read
+// does not stay with that one.
+func TestOthersAreAskedAnew(t *testing.T) {
+	c := newCluster(t, 3)
+	ticket := c.master.addFile("/x", "1", 1<<20, 1<<20, time.Time{})
+	i := c.owner(ticket, 0, 0)
+	frozen := &fakeWorker{id: c.workers[i].id, handler: &stuck{release: make(chan struct{})}}
+	frozen.serve(t, "", "")
+	frozen.tcp = firstOnly(t, frozen.tcp)
+	c.workers[i] = frozen
+	for n := 1; n < 3; n++ {
+		var failed atomic.Bool
+		c.workers[c.owner(ticket, 0, n)].failWith(func(*block.Ticket, block.Extent) error {
+			if failed.CompareAndSwap(false, true) {
+				return errs.E(errs.Unavailable, "", "", nil)
+			}
+			return nil
+		})
+	}
+	c.announce()
+	cl := c.dial(t, func(cfg *Config) { cfg.TCPConnections, cfg.ReadTimeout = 1, size.Duration(time.Hour) })
+	check(t, open(t, cl, "/x"), bytesOf(ticket), 0, 1<<20)
 }
 
 // TestFirstFailsWhileOthersAreAsked: the read goes on at them.
