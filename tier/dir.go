@@ -144,6 +144,12 @@ func (d *dir) open() (err error) {
 			return fmt.Errorf("make cache directory: %w", err)
 		}
 	}
+	// ext4 looks for a free inode near the directory of a new file, and on its way
+	// at each that was freed in the last minutes: a full cache, which frees one for
+	// each that it takes, would look at thousands for every small file.
+	if err := d.fs.Spread(filepath.Join(d.root, dataDir)); err != nil {
+		d.log.Debug("spreading the cache's directories over the disk", "dir", d.root, "err", err)
+	}
 	room, err := d.fs.Statfs(d.root)
 	if err != nil {
 		return err

@@ -94,6 +94,9 @@ func conformNames(t *testing.T, fsys FS, dir string) {
 	if slices.Sort(names); !slices.Equal(names, []string{"b", "e"}) {
 		t.Fatal(names)
 	}
+	if err := fsys.Spread(dir); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
 	if err := errors.Join(fsys.Remove(b), fsys.Remove(filepath.Dir(a)), fsys.SyncDir(dir)); err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +130,7 @@ func conformErrors(t *testing.T, fsys FS, dir string) {
 		{"readdir", readDir, fs.ErrNotExist},
 		{"stat", stat, fs.ErrNotExist},
 		{"syncdir", fsys.SyncDir(none), fs.ErrNotExist},
+		{"spread", fsys.Spread(none), fs.ErrNotExist},
 	} {
 		if !errors.Is(tc.got, tc.want) {
 			t.Errorf("%s: %v, want %v", tc.what, tc.got, tc.want)

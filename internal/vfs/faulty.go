@@ -228,6 +228,14 @@ func (f *FaultyFS) SyncDir(name string) error {
 	return f.FS.SyncDir(name)
 }
 
+// Spread is op "spread".
+func (f *FaultyFS) Spread(name string) error {
+	if err := f.fail("spread", name); err != nil {
+		return err
+	}
+	return f.FS.Spread(name)
+}
+
 // Statfs is op "statfs".
 func (f *FaultyFS) Statfs(name string) (Room, error) {
 	if err := f.fail("statfs", name); err != nil {

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -266,6 +267,14 @@ func (m *MemFS) SyncDir(name string) error {
 	}
 	d.settle(func(c *memChange) bool { return c.names() && (c.dir == ino || c.from == ino) })
 	return nil
+}
+
+// Spread changes nothing: memory is near everywhere.
+func (m *MemFS) Spread(name string) error {
+	if _, err := m.Stat(name); err != nil {
+		return err
+	}
+	return errors.ErrUnsupported
 }
 
 // Statfs returns the room that is left.

@@ -52,6 +52,32 @@ func (osFS) SyncDir(name string) (err error) {
 	return d.Sync()
 }
 
+// Spread sets ext4's flag for the top of directory hierarchies (chattr +T).
+func (osFS) Spread(name string) (err error) {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	const topDir = 0x20000 // FS_TOPDIR_FL of linux/fs.h
+	fd := int(d.Fd())
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: name, Err: err}
+	}
+	if st.Type != unix.EXT4_SUPER_MAGIC {
+		return errors.ErrUnsupported
+	}
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err == nil && flags&topDir == 0 {
+		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|topDir)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "set flags", Path: name, Err: err}
+	}
+	return nil
+}
+
 func (osFS) Statfs(name string) (Room, error) {
 	var st unix.Statfs_t
 	if err := retry(func() error { return unix.Statfs(name, &st) }); err != nil {

@@ -10,19 +10,28 @@ import (
 
 // FS is a file system, named by absolute paths. It is safe for concurrent use.
 type FS interface {
+	Directories
 	// OpenFile opens or creates a file; flag and perm are those of os.OpenFile.
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
-	MkdirAll(name string, perm fs.FileMode) error
 	Rename(oldName, newName string) error
 	Remove(name string) error
-	// ReadDir lists a directory in no particular order.
-	ReadDir(name string) ([]fs.DirEntry, error)
 	// Stat does not follow a symbolic link at the end of name.
 	Stat(name string) (fs.FileInfo, error)
-	// SyncDir makes the names in a directory durable.
-	SyncDir(name string) error
 	// Statfs returns the room on the file system that holds name.
 	Statfs(name string) (Room, error)
+}
+
+// Directories is what is done with directories alone.
+type Directories interface {
+	MkdirAll(name string, perm fs.FileMode) error
+	// ReadDir lists a directory in no particular order.
+	ReadDir(name string) ([]fs.DirEntry, error)
+	// SyncDir makes the names in a directory durable.
+	SyncDir(name string) error
+	// Spread has directories that will be made in the directory name lie far from
+	// each other on the disk, where the file system can be told so; else it is
+	// errors.ErrUnsupported.
+	Spread(name string) error
 }
 
 // File is an open file. It is safe for concurrent use, Close apart.

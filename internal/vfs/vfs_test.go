@@ -68,7 +68,7 @@ func TestFaulty(t *testing.T) {
 	name := filepath.Join(dir, "n")
 	for op, err := range map[string]error{
 		"mkdir": ffs.MkdirAll(name, 0o700), "rename": ffs.Rename(name, name), "remove": ffs.Remove(name),
-		"syncdir": ffs.SyncDir(dir), "truncate": f.Truncate(1), "sync": f.Sync(), "syncfs": f.SyncFS(),
+		"syncdir": ffs.SyncDir(dir), "spread": ffs.Spread(dir), "truncate": f.Truncate(1), "sync": f.Sync(), "syncfs": f.SyncFS(),
 		"lock": f.Lock(), "lease": f.Lease(), "unlease": f.Unlease(), "fallocate": f.Fallocate(0, 1), "punch": f.PunchHole(0, 1),
 	} {
 		if !errors.Is(err, syscall.EIO) {
