@@ -17,7 +17,7 @@ import (
 	"millrace/api"
 	"millrace/block"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 )
 
 // fakeWorker answers for a worker and remembers what it was asked to load.
@@ -45,7 +45,7 @@ func newFakeWorker(t testing.TB, id string) *fakeWorker {
 	w := &fakeWorker{id: id, cached: map[string]int64{}, loads: map[string]int{}, fail: map[string]errs.Kind{}}
 	l := listen(t)
 	w.address = l.Addr().String()
-	s := grpc.NewServer(grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor), grpc.StreamInterceptor(rpcerr.StreamServerInterceptor))
+	s := grpc.NewServer(rpcconn.ServerOptions()...)
 	api.RegisterWorkerServiceServer(s, w)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()

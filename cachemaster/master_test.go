@@ -17,12 +17,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"millrace/api"
 	"millrace/block"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 	"millrace/internal/size"
 	"millrace/ufs"
 )
@@ -372,10 +371,7 @@ func startWith(t testing.TB, deps Deps, cfg Config) *cluster {
 
 func dial(t testing.TB, address string) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),
-		grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor))
+	conn, err := rpcconn.Dial(address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,10 +71,8 @@ func (p *peers) close() error {
 	return errors.Join(found...)
 }
 
-// each asks every one of the workers, a bounded number at a time, and one whose
-// connection ended under the question once more: its end may have been lost with
-// the network, long before. The errors of all of them are joined, each naming its
-// worker.
+// each asks every one of the workers, a bounded number at a time. The errors
+// of all of them are joined, each naming its worker.
 func (p *peers) each(ctx context.Context, workers []peer, timeout time.Duration, ask func(context.Context, peer, api.WorkerServiceClient) error) error {
 	var g errgroup.Group
 	g.SetLimit(maxAsked)
@@ -85,9 +83,7 @@ func (p *peers) each(ctx context.Context, workers []peer, timeout time.Duration,
 			defer cancel()
 			c, err := p.client(w)
 			if err == nil {
-				if err = ask(ctx, w, c); errs.KindOf(err) == errs.Unavailable && ctx.Err() == nil {
-					err = ask(ctx, w, c)
-				}
+				err = ask(ctx, w, c)
 			}
 			found[i] = errs.Wrap(err, "ask worker", w.id+" at "+w.address)
 			return nil
@@ -95,6 +91,17 @@ func (p *peers) each(ctx context.Context, workers []peer, timeout time.Duration,
 	}
 	_ = g.Wait() // its functions return no error
 	return errors.Join(found...)
+}
+
+// twice asks a worker once more when it could not be reached: the connection may
+// have lost its other end with the network, long before, and ended under the
+// question. What is asked may be answered twice.
+func twice[R any](ctx context.Context, ask func() (R, error)) (R, error) {
+	reply, err := ask()
+	if errs.KindOf(err) == errs.Unavailable && ctx.Err() == nil {
+		return ask()
+	}
+	return reply, err
 }
 
 // cachedBlocks says how much of a file's blocks is cached, and where.
@@ -121,7 +128,7 @@ func (p *peers) cached(ctx context.Context, workers []peer, timeout time.Duratio
 	}
 	var mu sync.Mutex
 	err := p.each(ctx, workers, timeout, func(ctx context.Context, w peer, c api.WorkerServiceClient) error {
-		reply, err := c.Cached(ctx, &api.CachedRequest{FileIds: ids})
+		reply, err := twice(ctx, func() (*api.CachedReply, error) { return c.Cached(ctx, &api.CachedRequest{FileIds: ids}) })
 		if err != nil {
 			return err
 		}

@@ -200,7 +200,9 @@ func (s *namespaceService) Usage(ctx context.Context, r *api.UsageRequest) (*api
 	}
 	var sum cachedSum
 	err := s.m.eachPlace(ctx, p, s.m.members.reachable(true), func(ctx context.Context, c api.WorkerServiceClient, at place) error {
-		u, err := c.CachedUsage(ctx, &api.CachedUsageRequest{MountId: at.mount.ID, Path: []byte(at.path)})
+		u, err := twice(ctx, func() (*api.CachedUsageReply, error) {
+			return c.CachedUsage(ctx, &api.CachedUsageRequest{MountId: at.mount.ID, Path: []byte(at.path)})
+		})
 		sum.add(u.GetFiles(), u.GetBytes())
 		return err
 	})
@@ -224,7 +226,9 @@ func (s *namespaceService) Free(ctx context.Context, r *api.FreeRequest) (*api.F
 	}
 	var sum cachedSum
 	err := s.m.eachPlace(ctx, p, s.m.members.reachable(false), func(ctx context.Context, c api.WorkerServiceClient, at place) error {
-		d, err := c.Drop(ctx, &api.DropRequest{MountId: at.mount.ID, Path: []byte(at.path)})
+		d, err := twice(ctx, func() (*api.DropReply, error) {
+			return c.Drop(ctx, &api.DropRequest{MountId: at.mount.ID, Path: []byte(at.path)})
+		})
 		sum.add(d.GetFiles(), d.GetBytes())
 		return err
 	})

@@ -27,31 +27,40 @@ func (p *peers) pass(ctx context.Context, t *block.Ticket, e block.Extent, u urg
 	return n, err
 }
 
-// borrow fills b with e, of what cannot be kept here, from a worker that caches
-// it, and reports whether it has. What is of several blocks is left to the
-// under-store.
-func (p *peers) borrow(ctx context.Context, t *block.Ticket, e block.Extent, urgent *atomic.Int32, b []byte) bool {
+// borrow returns a buffer of chunkBuffers that begins with e, of what cannot be
+// kept here, from a worker that caches it; nil if there is none. What is of
+// several blocks is left to the under-store.
+func (p *peers) borrow(ctx context.Context, t *block.Ticket, e block.Extent, urgent *atomic.Int32) *[chunkSize]byte {
 	g := t.Geometry()
 	index := g.BlockOf(e.Offset)
 	if e.Intersect(g.Block(index)) != e {
-		return false
+		return nil
 	}
 	holders, _ := p.find(ctx, block.Key{File: t.FileID, Index: uint32(index)}, "")
+	if len(holders) == 0 || p.gate.enter(ctx, p.share, e.Length, urgent) != nil {
+		return nil
+	}
+	defer p.gate.leave(p.share, e.Length)
+	b, ok := chunkBuffers.Get().(*[chunkSize]byte)
+	if !ok {
+		return nil
+	}
 	rand.Shuffle(len(holders), func(i, j int) { holders[i], holders[j] = holders[j], holders[i] })
 	for _, holder := range holders[:min(len(holders), peerTries)] {
-		rest := b
+		rest := b[:]
 		_, err := p.copyFrom(ctx, &reading{p: p, from: holder, t: t, urgent: urgent}, e, func(part []byte) error {
 			rest = rest[copy(rest, part):]
 			return nil
 		})
 		if err == nil {
-			return true
+			return b
 		}
 		if ctx.Err() != nil || errs.KindOf(err) == errs.Timeout { // one wait is enough
-			return false
+			break
 		}
 	}
-	return false
+	chunkBuffers.Put(b)
+	return nil
 }
 
 // copyFrom passes e, in order, from one worker to write, whose error ends it.

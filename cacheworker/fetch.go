@@ -55,7 +55,8 @@ var (
 	chunkBuffers = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 )
 
-// chunkSize bounds the memory of one read of what cannot be kept.
+// chunkSize bounds the memory of one read of what cannot be kept; twice that
+// while it comes from another worker.
 const chunkSize = 4 * block.PageSize
 
 var errStopping = errs.E(errs.Unavailable, "", "", errors.New("the worker is stopping"))

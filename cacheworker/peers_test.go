@@ -202,7 +202,8 @@ func TestPeerIsFrozen(t *testing.T) {
 func TestPeerWithoutRoom(t *testing.T) {
 	m := newFakeMaster()
 	addr := startMaster(t, m)
-	other, r := newRig(t, rigOptions{}), newRig(t, rigOptions{masters: []string{addr}, capacity: 4 * mib})
+	patient := func(c *Config) { c.PeerTimeout = size.Duration(time.Minute) }
+	other, r := newRig(t, rigOptions{}), newRig(t, rigOptions{masters: []string{addr}, capacity: 4 * mib, cfg: patient})
 	m.set(func() { m.holders = []*api.Holder{other.holder()} })
 	other.store.put("big", "v1", 12*mib)
 	tk := r.store.put("big", "v1", 12*mib)

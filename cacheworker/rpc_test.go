@@ -15,13 +15,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"millrace/api"
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
-	"millrace/internal/rpcerr"
+	"millrace/internal/rpcconn"
 	"millrace/internal/size"
 	"millrace/tier"
 	"millrace/ufs"
@@ -58,7 +57,7 @@ func (m locationMaster) FindBlocks(_ context.Context, in *api.FindBlocksRequest)
 func startMaster(t *testing.T, m *fakeMaster) (addr string) {
 	t.Helper()
 	l := listen(t, "tcp", "127.0.0.1:0")
-	s := grpc.NewServer(grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor))
+	s := grpc.NewServer(rpcconn.ServerOptions()...)
 	api.RegisterWorkerRegistryServiceServer(s, grpcMaster{fakeMaster: m})
 	api.RegisterLocationServiceServer(s, locationMaster{m: m})
 	var g sync.WaitGroup
@@ -93,9 +92,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 // client is a connection of a master to the rig's worker.
 func (r *rig) client() api.WorkerServiceClient {
 	r.t.Helper()
-	c, err := grpc.NewClient(r.w.addresses.GetGrpc(),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor), grpc.WithStreamInterceptor(rpcerr.StreamClientInterceptor))
+	c, err := rpcconn.Dial(r.w.addresses.GetGrpc())
 	if err != nil {
 		r.t.Fatal(err)
 	}

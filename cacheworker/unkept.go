@@ -11,8 +11,8 @@ import (
 	"millrace/ufs"
 )
 
-// looseBytes are a piece of a file on its way from the under-store to readers
-// without being kept: there is no room for it, or it may change unseen. Who
+// looseBytes are a piece of a file on its way from the under-store, or from a
+// worker that caches it, to readers without being kept: there is no room for it, or it may change unseen. Who
 // comes while it is under way shares it; nobody finds it later.
 type looseBytes struct {
 	id     block.FileID
@@ -124,13 +124,10 @@ func (f *fetcher) dropLoose(l *looseBytes) {
 
 // receive has l's bytes from a worker that caches them, or else fetches them.
 func (f *fetcher) receive(ctx context.Context, t *block.Ticket, l *looseBytes) error {
-	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
-	if !ok {
-		return errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
-	}
-	l.buf = buf
-	if f.peers != nil && !t.Unsettled && f.peers.borrow(ctx, t, l.e, &l.urgent, buf[:l.e.Length]) {
-		return nil
+	if f.peers != nil && !t.Unsettled {
+		if l.buf = f.peers.borrow(ctx, t, l.e, &l.urgent); l.buf != nil {
+			return nil
+		}
 	}
 	m, release, err := f.mounts.use(ctx, t.MountID)
 	if err != nil {
@@ -147,5 +144,10 @@ func (f *fetcher) receive(ctx context.Context, t *block.Ticket, l *looseBytes) e
 		return err
 	}
 	defer body.Close()
+	buf, ok := chunkBuffers.Get().(*[chunkSize]byte)
+	if !ok {
+		return errs.E(errs.Internal, "", "", errors.New("a foreign buffer in the pool"))
+	}
+	l.buf = buf
 	return readFull(body, buf[:l.e.Length], true)
 }

@@ -22,8 +22,9 @@ const (
 	reportEvery   = time.Second      // while counters change
 	reportAnyway  = 10 * time.Second // so that a new leader learns them
 	reportTimeout = 2 * time.Second
-	// maxBackground bounds the renewals of tickets that are under way.
-	maxBackground = 4
+	// maxBackground bounds what is under way beside the reads: renewals of
+	// tickets, questions for local files, looks if a worker is there.
+	maxBackground = 16
 
 	bootIDFile = "/proc/sys/kernel/random/boot_id"
 )

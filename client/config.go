@@ -36,7 +36,7 @@ type Config struct {
 	Owners int `toml:"owners"`
 	// HedgeShare is of which part of the reads, when their worker is slow against
 	// its own history, a second worker is asked: 0 to 1, 0 for none. Where a worker
-	// does not answer at all, others always are.
+	// does not answer at all, or has not for 2 s, others always are.
 	HedgeShare float64 `toml:"hedge_share"`
 	// TCPConnections is how many connections a worker on another host gets;
 	// they are pipelined. 1 to 64.

@@ -22,6 +22,7 @@ import (
 	"millrace/block"
 	"millrace/blockio"
 	"millrace/internal/errs"
+	"millrace/internal/rpcconn"
 	"millrace/internal/rpcerr"
 	"millrace/internal/size"
 )
@@ -76,7 +77,7 @@ func (m *fakeMaster) serve(t *testing.T, addr string) (stop func()) {
 		t.Fatal(err)
 	}
 	m.addr = l.Addr().String()
-	s := grpc.NewServer(grpc.UnaryInterceptor(rpcerr.UnaryServerInterceptor), grpc.StreamInterceptor(rpcerr.StreamServerInterceptor))
+	s := grpc.NewServer(rpcconn.ServerOptions()...)
 	api.RegisterNamespaceServiceServer(s, m)
 	api.RegisterUFSServiceServer(s, m)
 	api.RegisterJobServiceServer(s, m)

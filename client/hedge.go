@@ -16,7 +16,7 @@ var (
 	// errOutrun ends a read whose bytes another worker brought.
 	errOutrun = errs.E(errs.Canceled, "", "", errors.New("another worker was faster"))
 	// errSilent ends a read of a worker that is silent when the others have failed.
-	errSilent = errs.E(errs.Unavailable, "", "", errors.New("it does not answer"))
+	errSilent = errs.E(errs.Canceled, "", "", errors.New("it does not answer"))
 )
 
 // budget bounds hedges to a share of the reads. Where nobody reads for waiting,
@@ -74,6 +74,10 @@ func (b *budget) help() bool {
 }
 
 func (b *budget) helped() { b.helping.Add(-1) }
+
+// silentAfter is how long a read waits for a worker that is found silent: longer
+// than it takes to find that out anew.
+const silentAfter = 2 * slowMost
 
 // maxRivals bounds the workers that are asked beside the first one, each of
 // which costs a buffer.
@@ -143,7 +147,7 @@ func (t *attempt) late() {
 	c := h.read.f.c
 	to, epoch, help := h.next()
 	if to == nil {
-		if len(h.rivals) > 0 && h.underWay == 0 && c.workers.silent(h.read.from.id) {
+		if len(h.rivals) > 0 && h.underWay == 0 && time.Since(h.read.began) >= silentAfter && c.workers.silent(h.read.from.id) {
 			t.cancel(errSilent) // the others may do better when they are asked anew
 		}
 		h.probe()
@@ -164,9 +168,6 @@ func (t *attempt) late() {
 	h.timer.Reset(h.delay)
 	h.mu.Unlock()
 
-	if help {
-		defer c.hedges.helped()
-	}
 	if r.from, r.err = c.workers.get(to); r.err == nil {
 		r.err = c.workers.readAt(r.attempt, r.from, r.t, &piece{key: r.key, p: r.p, off: r.off}, epoch, to.replica)
 	}
@@ -179,14 +180,17 @@ func (t *attempt) late() {
 		h.timer.Reset(0) // nobody waits for it any more
 	}
 	h.mu.Unlock()
+	if help {
+		c.hedges.helped()
+	}
 	close(r.done)
 }
 
 // next returns whom to ask beside those who were asked; nil if nobody is likely
 // to do better. Where the last one is not expected to answer, the budget does
-// not matter; where one is silent, or the last one has had slowMost, neither does
-// what is known of the others, nor how many of them are tried for a block. help
-// says that the hedge is beside the share. The lock is held.
+// not matter; where one is silent, neither does what is known of the others, nor
+// how many of them are tried for a block. Nor do they when the last one has had
+// slowMost: help says that the hedge is beside the share then. The lock is held.
 func (h *hedge) next() (to *member, epoch uint64, help bool) {
 	c := h.read.f.c
 	m, _ := c.members.now()
@@ -197,23 +201,36 @@ func (h *hedge) next() (to *member, epoch uint64, help bool) {
 	for _, r := range h.rivals {
 		silent = silent || c.workers.silent(r.id)
 	}
-	stuck := time.Since(h.askedLast()) >= slowMost
-	if silent || stuck {
-		n += 1 + len(h.rivals)
+	further := n + 1 + len(h.rivals)
+	if silent {
+		n = further
 	}
+	to = h.another(m, n)
+	if to != nil && (silent || c.expected(m, to.id) && (!c.expected(m, h.last()) || c.hedges.spend())) {
+		return to, m.placement.Epoch, false
+	}
+	if time.Since(h.askedLast()) < slowMost {
+		return nil, 0, false
+	}
+	if to = h.another(m, further); to == nil || !c.hedges.help() {
+		return nil, 0, false
+	}
+	return to, m.placement.Epoch, true
+}
+
+// another returns the best of a block's first n owners that was not asked yet;
+// nil if all were. The lock is held.
+func (h *hedge) another(m *membership, n int) *member {
+	c := h.read.f.c
 	owners := h.read.f.owners(m, h.read.key, n, c.workers.doubtful)
 	i := slices.IndexFunc(owners, func(w member) bool { return !h.asked(w.id) })
 	if i == 1 && len(owners) > 2 && owners[0].replica && c.expected(m, owners[2].id) {
 		i = 2 // who keeps a replica may wait for the owner
 	}
-	switch {
-	case i < 0:
-	case silent, c.expected(m, owners[i].id) && (!c.expected(m, h.last()) || c.hedges.spend()):
-		return &owners[i], m.placement.Epoch, false
-	case stuck && c.hedges.help():
-		return &owners[i], m.placement.Epoch, true
+	if i < 0 {
+		return nil
 	}
-	return nil, 0, false
+	return &owners[i]
 }
 
 // askedLast returns when somebody was asked last.

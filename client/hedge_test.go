@@ -98,6 +98,7 @@ func TestHedgesNeedABudget(t *testing.T) {
 	f := open(t, cl, "/x")
 	cl.hedges.share = 0
 	cl.hedges.saved.Store(wholeHedge - 1)
+	cl.hedges.helping.Store(mostHedges)
 	var g sync.WaitGroup
 	read := func() {
 		g.Go(func() { check(t, f, bytesOf(ticket), 0, 1<<20) })
@@ -219,6 +220,7 @@ func TestSilentWorkersAreLeft(t *testing.T) {
 	}
 	c.announce()
 	cl := c.dial(t, func(cfg *Config) { cfg.Owners, cfg.HedgeShare = 2, 0 })
+	cl.hedges.helping.Store(mostHedges)
 	f := open(t, cl, "/x")
 	check(t, f, bytesOf(ticket), 0, 1<<20)
 	if b, w := cl.hedgesBegun.Load(), cl.hedgesWon.Load(); b != silent || w != 1 {

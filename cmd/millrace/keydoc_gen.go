@@ -9,7 +9,7 @@ func keyDocs() map[string]string {
 		"client.call_timeout":              "call_timeout bounds one attempt at a master.",
 		"client.descriptors":               "descriptors bounds the descriptors of cached files that are kept, 1 to 1048576; 0 is a quarter of the files that the process may have open beyond 512, at most 16384. Files for which there is none are read through the worker.",
 		"client.entry_cache":               "entry_cache is how many files stay known for as long as the master's answer about them is valid, so that they open without a master: 1 to 1048576.",
-		"client.hedge_share":               "hedge_share is of which part of the reads, when their worker is slow against its own history, a second worker is asked: 0 to 1, 0 for none. Where a worker does not answer at all, others always are.",
+		"client.hedge_share":               "hedge_share is of which part of the reads, when their worker is slow against its own history, a second worker is asked: 0 to 1, 0 for none. Where a worker does not answer at all, or has not for 2 s, others always are.",
 		"client.idle_handles":              "idle_handles is how many files that nobody reads stay registered on each connection to a worker, so that they open again without a round trip: 0 to 8192.",
 		"client.master_silence":            "master_silence is after what time without an answer of a master the others are asked whether one of them leads now, as after the leader's machine froze.",
 		"client.owners":                    "owners is how many workers are tried for a block, best first, before the read waits a moment and begins again with as many more: 1 to 16.",

@@ -1,6 +1,7 @@
 package rpcconn
 
 import (
+	"net"
 	"time"
 
 	"google.golang.org/grpc"
@@ -31,6 +32,9 @@ const (
 // Dial makes a connection to the server at address, HOST:PORT, which is
 // connected to at the first call. What is no address is errs.Invalid.
 func Dial(address string) (*grpc.ClientConn, error) {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return nil, errs.E(errs.Invalid, "connect to", address, err)
+	}
 	cc, err := grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithUnaryInterceptor(rpcerr.UnaryClientInterceptor),

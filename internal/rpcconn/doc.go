@@ -4,6 +4,6 @@
 //
 // An error comes back as the one that the other end returned (package rpcerr).
 // One that does not answer any more is noticed while a call waits for it, and
-// one that was away is found within a second of its return, however long it was
+// one that was away is found some seconds after its return, however long it was
 // away.
 package rpcconn

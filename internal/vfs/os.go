@@ -68,9 +68,9 @@ func (osFS) Spread(name string) (err error) {
 	if st.Type != unix.EXT4_SUPER_MAGIC {
 		return errors.ErrUnsupported
 	}
-	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	flags, err := unix.IoctlGetUint32(fd, unix.FS_IOC_GETFLAGS)
 	if err == nil && flags&topDir == 0 {
-		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags|topDir)
+		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, int(flags|topDir))
 	}
 	if err != nil {
 		return &fs.PathError{Op: "set flags", Path: name, Err: err}

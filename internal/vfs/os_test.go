@@ -32,7 +32,7 @@ func TestSpread(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS); err != nil || flags&0x20000 == 0 {
+	if flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS); err != nil || flags&0x20000 == 0 {
 		t.Errorf("flags %#x, %v", flags, err)
 	}
 }

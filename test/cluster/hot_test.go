@@ -81,7 +81,7 @@ func TestHotBlocks(t *testing.T) {
 func onOtherHost(i int) func(*client.Config) {
 	return func(cfg *client.Config) {
 		cfg.HostID = fmt.Sprintf("reader-%d", i)
-		cfg.HedgeShare = 0 // whoever is slow, no other one is asked
+		cfg.HedgeShare = 0 // whoever is slow, no other one is asked for 2 s
 		throughWorkers(cfg)
 	}
 }

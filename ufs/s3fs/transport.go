@@ -7,7 +7,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"millrace/ufs"
 )
@@ -23,7 +27,7 @@ const (
 // tuneTransport sets what bulk reads need: one HTTP/1.1 connection per request
 // under way, kept for the next, and no compression in between.
 func tuneTransport(tr *http.Transport, connections int) {
-	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: probes()}
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: probes(), Control: bearSilence}
 	tr.DialContext = dialer.DialContext
 	tr.Proxy = http.ProxyFromEnvironment
 	tr.TLSHandshakeTimeout = tlsTimeout
@@ -41,11 +45,26 @@ func tuneTransport(tr *http.Transport, connections int) {
 	}
 }
 
-// probes is how soon a connection that the other end has forgotten is noticed
-// while a request waits on it: when a network was cut, the end of a connection
-// may be among what was lost. That is long before headerTimeout.
+// silence is how long a connection lasts whose other end does not even take what
+// is sent, or answer the kernel's probes: when a network was cut, the end of a
+// connection may be among what was lost. A request on it does not wait for
+// headerTimeout then.
+const silence = 13 * time.Second
+
 func probes() net.KeepAliveConfig {
 	return net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 4}
+}
+
+// bearSilence bounds the silence also while bytes are sent again and again, when
+// the kernel does not probe (tcp(7), TCP_USER_TIMEOUT).
+func bearSilence(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence/time.Millisecond))
+	}); e != nil {
+		return e
+	}
+	return os.NewSyscallError("setsockopt", err)
 }
 
 // keepRedirects hands a redirect to the SDK as it is: a signature is for one
