@@ -186,7 +186,7 @@ func (m *Mount) prepare(ctx context.Context) (string, error) {
 		return "", err
 	case len(names) > 0:
 		return "", errs.E(errs.NotEmpty, "", "", fmt.Errorf("the mount point holds %s, which the mount would hide", names[0].Name())).
-			WithHint("choose an empty directory, or -o nonempty")
+			WithHint("choose an empty directory, or -o nonempty (--mount-opt nonempty of millrace up)")
 	}
 	return point, nil
 }
