@@ -75,7 +75,7 @@ func startMaster(t *testing.T, m *fakeMaster) (addr string) {
 const patience = time.Minute
 
 // eventually waits until ok says so.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
