@@ -67,7 +67,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // before the wait: connections end with the listener
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
+	defer func() {
+		stop()
+		_ = l.Close() // a connection that came last may have ended Accept before; its socket's name is free then
+	}()
 	pause := 5 * time.Millisecond
 	for {
 		nc, err := l.Accept()
